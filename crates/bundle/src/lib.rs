@@ -1,0 +1,1 @@
+//! What every part of the system must agree on: the contract, the manifest, the bundle's layout.

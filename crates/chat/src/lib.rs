@@ -1,0 +1,1 @@
+//! Conversations: tokenizer, chat template, sampler, and the Session that drives a bundle's shards.

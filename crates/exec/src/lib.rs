@@ -1,0 +1,1 @@
+//! Runtimes that execute ML Programs: the Runtime trait and the portable runtime.

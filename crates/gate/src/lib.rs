@@ -1,0 +1,1 @@
+//! Verdicts and evidence: what must hold before anyone trusts a shard.

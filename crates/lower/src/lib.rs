@@ -1,0 +1,1 @@
+//! GGUF architectures to ML Programs: blocks, quantisation, topology, and the bundle builder.
