@@ -1,1 +1,6 @@
-//! Runtimes that execute ML Programs: the Runtime trait and the portable runtime.
+//! Runtimes that execute ML Programs: the [`Runtime`] trait and the portable runtime behind it.
+pub mod runtime;
+pub mod tensor;
+
+pub use runtime::{Error, Model, Port, Runtime, Signature, State};
+pub use tensor::{Data, Tensor};

@@ -1,0 +1,144 @@
+//! What every runtime is to its users: a way to load a package, hold its state, and run its functions.
+//!
+//! The portable runtime and Core ML stand behind the same two traits, so that chat, gates and benchmarks do not know which
+//! one they hold. Tensors cross the border in the runtime's *working* float type ([`Model::float`]): `f32` where the numerics are
+//! exact, fp16 where they are the Neural Engine's. A program's fp16 ports accept and yield that type.
+//!
+//! **Invariant:** a token's result is bit-identical whatever T, block split or thread count computed it.
+
+use std::any::Any;
+use std::path::Path;
+
+use anemone_mil::ir::Dtype;
+
+use crate::tensor::Tensor;
+
+/// Loads packages.
+pub trait Runtime: Send + Sync {
+    /// What a verdict says it was measured on: device and numerics, such as `portable exact`.
+    fn describe(&self) -> String;
+
+    /// Reads, validates and prepares one package. Everything that can be refused is refused here, not at the first call.
+    fn load(&self, package: &Path) -> Result<Box<dyn Model>, Error>;
+}
+
+/// One loaded package.
+pub trait Model: Send + Sync {
+    /// Its functions, in name order.
+    fn functions(&self) -> &[Signature];
+
+    /// The function that runs when none is named: an index into [`functions`](Self::functions).
+    fn default_function(&self) -> usize;
+
+    /// The float type in which this model takes and gives what the program declares as fp16.
+    fn float(&self) -> Dtype;
+
+    /// Metadata of the package (`userDefined`).
+    fn metadata(&self, key: &str) -> Option<&str>;
+
+    /// A fresh state: every cache zero. One conversation owns one state; functions of a package share it by name.
+    fn new_state(&self) -> Result<State, Error>;
+
+    /// Runs one function once. `inputs` are in the order of its signature, and so are the results; `state` is left as the
+    /// program's writes make it. On an error the state is unspecified and must be dropped.
+    fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error>;
+}
+
+/// The inputs, outputs and states of one function.
+#[derive(Clone, Debug)]
+pub struct Signature {
+    /// The function's name.
+    pub name: String,
+    /// Inputs in the program's order.
+    pub inputs: Vec<Port>,
+    /// Outputs in the program's order.
+    pub outputs: Vec<Port>,
+    /// States.
+    pub states: Vec<Port>,
+}
+
+impl Signature {
+    /// The index of an input by name.
+    pub fn input(&self, name: &str) -> Option<usize> {
+        self.inputs.iter().position(|p| p.name == name)
+    }
+
+    /// The index of an output by name.
+    pub fn output(&self, name: &str) -> Option<usize> {
+        self.outputs.iter().position(|p| p.name == name)
+    }
+}
+
+/// A named array that crosses the border.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Port {
+    /// Its name.
+    pub name: String,
+    /// The declared element type.
+    pub dtype: Dtype,
+    /// The declared shape; `None` where a dimension is only known at run time.
+    pub shape: Vec<Option<usize>>,
+}
+
+/// A conversation's memory inside one package, opaque to everybody but the runtime that made it.
+pub struct State(Box<dyn Any + Send>);
+
+impl State {
+    /// Wraps a runtime's own state.
+    pub fn new<S: Any + Send>(state: S) -> Self {
+        Self(Box::new(state))
+    }
+
+    /// The runtime's own state, if this runtime made it.
+    pub fn downcast<S: Any>(&mut self) -> Option<&mut S> {
+        self.0.downcast_mut()
+    }
+}
+
+/// Why a package could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The package could not be read or is not well formed.
+    #[error("{package}: {reason}")]
+    Package {
+        /// The package's path.
+        package: String,
+        /// What the reader or validator said.
+        reason: String,
+    },
+    /// The package is well formed, and this runtime cannot execute it.
+    #[error("{function}: op `{op}`: {reason}")]
+    Unsupported {
+        /// The function.
+        function: String,
+        /// The op, as printed.
+        op: String,
+        /// What is not supported.
+        reason: String,
+    },
+    /// The caller's tensors do not fit the signature.
+    #[error("{function}: input `{input}`: expected {expected}, found {found}")]
+    Input {
+        /// The function.
+        function: String,
+        /// The input's name.
+        input: String,
+        /// What the signature asks for.
+        expected: String,
+        /// What was given.
+        found: String,
+    },
+    /// An op failed while running: a run-time index out of range, a shape that does not match.
+    #[error("{function}: op `{op}`: {reason}")]
+    Op {
+        /// The function.
+        function: String,
+        /// The op, as printed.
+        op: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// A state of another model or runtime.
+    #[error("this state belongs to another model; make one with `new_state` of the model it is used with")]
+    ForeignState,
+}
