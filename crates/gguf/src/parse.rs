@@ -8,7 +8,7 @@
 //! file, so memory stays within a small multiple of the file's size. Every error names the field and the offset at
 //! which it begins. A tensor that is returned lies inside the file, on its alignment, and overlaps no other.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::fmt;
 
 use crate::{Array, BlockType, Error, Metadata, TensorInfo, Value};
@@ -53,10 +53,10 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<Directory, Error> {
     let alignment = alignment(&metadata)?;
 
     let mut records = Vec::new();
-    let mut names = HashMap::new();
+    let mut names = HashSet::new();
     for n in 0..tensor_count {
         let record = record(&mut cursor, n)?;
-        if names.insert(record.name.to_owned(), ()).is_some() {
+        if !names.insert(record.name) {
             return Err(malformed(record.at, format_args!("tensor `{}`", record.name), "appears twice"));
         }
         records.push(record);

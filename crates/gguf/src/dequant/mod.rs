@@ -4,8 +4,13 @@
 //! operations in the order that decides the last bit, so the result is that of ggml's reference code. Families share a
 //! file.
 
+mod fp4;
+mod grids;
+mod i_quants;
+mod k_quants;
 mod legacy;
 mod plain;
+mod ternary;
 
 use crate::{BlockType, Error};
 
@@ -23,9 +28,37 @@ pub fn dequantize(ty: BlockType, bytes: &[u8], out: &mut [f32]) -> Result<(), Er
         BlockType::F32 => blocks(bytes, out, plain::f32),
         BlockType::F16 => blocks(bytes, out, plain::f16),
         BlockType::BF16 => blocks(bytes, out, plain::bf16),
+        BlockType::F64 => blocks(bytes, out, plain::f64),
+        BlockType::I8 => blocks(bytes, out, plain::i8),
+        BlockType::I16 => blocks(bytes, out, plain::i16),
+        BlockType::I32 => blocks(bytes, out, plain::i32),
+        BlockType::I64 => blocks(bytes, out, plain::i64),
         BlockType::Q4_0 => blocks(bytes, out, legacy::q4_0),
+        BlockType::Q4_1 => blocks(bytes, out, legacy::q4_1),
+        BlockType::Q5_0 => blocks(bytes, out, legacy::q5_0),
+        BlockType::Q5_1 => blocks(bytes, out, legacy::q5_1),
         BlockType::Q8_0 => blocks(bytes, out, legacy::q8_0),
-        _ => return Err(Error::BlockSize { ty, bytes: bytes.len(), elements: out.len() }),
+        BlockType::Q8_1 => blocks(bytes, out, legacy::q8_1),
+        BlockType::Q1_0 => blocks(bytes, out, legacy::q1_0),
+        BlockType::Q2_K => blocks(bytes, out, k_quants::q2_k),
+        BlockType::Q3_K => blocks(bytes, out, k_quants::q3_k),
+        BlockType::Q4_K => blocks(bytes, out, k_quants::q4_k),
+        BlockType::Q5_K => blocks(bytes, out, k_quants::q5_k),
+        BlockType::Q6_K => blocks(bytes, out, k_quants::q6_k),
+        BlockType::Q8_K => blocks(bytes, out, k_quants::q8_k),
+        BlockType::IQ2_XXS => blocks(bytes, out, i_quants::iq2_xxs),
+        BlockType::IQ2_XS => blocks(bytes, out, i_quants::iq2_xs),
+        BlockType::IQ2_S => blocks(bytes, out, i_quants::iq2_s),
+        BlockType::IQ3_XXS => blocks(bytes, out, i_quants::iq3_xxs),
+        BlockType::IQ3_S => blocks(bytes, out, i_quants::iq3_s),
+        BlockType::IQ1_S => blocks(bytes, out, i_quants::iq1_s),
+        BlockType::IQ1_M => blocks(bytes, out, i_quants::iq1_m),
+        BlockType::IQ4_NL => blocks(bytes, out, i_quants::iq4_nl),
+        BlockType::IQ4_XS => blocks(bytes, out, i_quants::iq4_xs),
+        BlockType::TQ1_0 => blocks(bytes, out, ternary::tq1_0),
+        BlockType::TQ2_0 => blocks(bytes, out, ternary::tq2_0),
+        BlockType::MXFP4 => blocks(bytes, out, fp4::mxfp4),
+        BlockType::NVFP4 => blocks(bytes, out, fp4::nvfp4),
     }
     Ok(())
 }
@@ -41,4 +74,13 @@ fn blocks<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: 
 /// The half-precision number in two bytes at `at`.
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     plain::half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
+}
+
+/// Low nibbles to the first half of `out`, high nibbles to the second. `element` gets its index and its nibble.
+fn nibbles(bytes: &[u8], out: &mut [f32], element: impl Fn(usize, u8) -> f32) {
+    let (low, high) = out.split_at_mut(bytes.len());
+    for (i, ((low, high), byte)) in low.iter_mut().zip(high).zip(bytes).enumerate() {
+        *low = element(i, byte & 15);
+        *high = element(bytes.len() + i, byte >> 4);
+    }
 }
