@@ -1,1 +1,79 @@
-fn main() {}
+//! The program `anemone`: one file a command, and here what they share: arguments, exit codes, one line per error.
+
+mod commands;
+mod options;
+mod ui;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Compiles GGUF language models into Core ML shards for the Apple Neural Engine, proves them, and runs them anywhere.
+#[derive(Parser)]
+#[command(name = "anemone", version, propagate_version = true, after_help = EXIT_CODES)]
+struct Cli {
+    /// Print results only: no progress, no remarks.
+    #[arg(long, short, global = true)]
+    quiet: bool,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate or comparison failed; 2 the request was bad or could not be met.
+
+Example: anemone demo";
+
+#[derive(Subcommand)]
+enum Command {
+    /// The whole main job on the model that ships with the program: build, gate, answer.
+    Demo(commands::demo::Args),
+    /// Describe a GGUF, an .mlpackage or a bundle.
+    Inspect(commands::inspect::Args),
+    /// Build a bundle of shards from a GGUF.
+    Build(commands::build::Args),
+    /// Judge a bundle against its source.
+    Gate(commands::gate::Args),
+    /// Execute any ML Program package on tensors from .npz files.
+    Run(commands::run::Args),
+    /// Answer one prompt, or a file of them.
+    Generate(commands::generate::Args),
+    /// Converse in the terminal.
+    Chat(commands::chat::Args),
+}
+
+/// What a command that did its work has to say by its exit code.
+enum Outcome {
+    /// 0.
+    Done,
+    /// 1: a gate failed, or numbers differ.
+    Failed,
+}
+
+fn main() -> ExitCode {
+    // clap itself exits with 2 where the command line is wrong.
+    let cli = Cli::parse();
+    let ui = ui::Ui::new(cli.quiet);
+    let outcome = match cli.command {
+        Command::Demo(args) => commands::demo::run(args, &ui),
+        Command::Inspect(args) => commands::inspect::run(args),
+        Command::Build(args) => commands::build::run(args, &ui),
+        Command::Gate(args) => commands::gate::run(args, &ui),
+        Command::Run(args) => commands::run::run(args, &ui),
+        Command::Generate(args) => commands::generate::run(args, &ui),
+        Command::Chat(args) => commands::chat::run(args, &ui),
+    };
+    match outcome {
+        Ok(Outcome::Done) => ExitCode::SUCCESS,
+        Ok(Outcome::Failed) => ExitCode::from(1),
+        Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether the reader of our output went away, as `| head` does: no fault of the request.
+fn is_closed_pipe(error: &anyhow::Error) -> bool {
+    error.chain().filter_map(|e| e.downcast_ref::<std::io::Error>()).any(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}

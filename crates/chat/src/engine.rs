@@ -1,0 +1,271 @@
+//! A bundle, loaded: its shards in order on one runtime, refused unless every part carries the manifest's contract.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use anemone_bundle::{Contract, Manifest, layout, manifest};
+use anemone_exec::{self as exec, Dtype, Model, Runtime, Signature, State};
+use memmap2::Mmap;
+
+use crate::host::{self, HostInputs};
+
+/// Why a bundle could not be loaded or run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The manifest, or a file it lists.
+    #[error(transparent)]
+    Manifest(#[from] manifest::Error),
+    /// A file of the bundle could not be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// A shard is not the one the manifest speaks of.
+    #[error("{}: {reason}; rebuild the bundle from one source", path.display())]
+    Shard {
+        /// The package.
+        path: PathBuf,
+        /// How it differs.
+        reason: String,
+    },
+    /// The runtime refused or failed.
+    #[error(transparent)]
+    Runtime(#[from] exec::Error),
+    /// A token that the vocabulary does not have.
+    #[error("token {id} is outside the vocabulary of {vocab}")]
+    Token {
+        /// The token.
+        id: u32,
+        /// Tokens of the model.
+        vocab: usize,
+    },
+    /// More tokens than the cache has rows for.
+    #[error("{asked} tokens do not fit: the bundle's context is {context} and {used} positions are used")]
+    ContextFull {
+        /// Tokens to be added.
+        asked: usize,
+        /// Positions in use.
+        used: usize,
+        /// Positions of the cache.
+        context: usize,
+    },
+}
+
+/// One loaded package with its functions found.
+struct Shard {
+    model: Box<dyn Model>,
+    /// For each token count of the manifest, the function and the order of its inputs.
+    functions: Vec<Function>,
+}
+
+struct Function {
+    index: usize,
+    inputs: Vec<String>,
+}
+
+/// A loaded bundle. Shared by its sessions.
+pub struct Engine {
+    manifest: Manifest,
+    layers: Vec<Shard>,
+    head: Vec<Shard>,
+    embedding: Mmap,
+    float: Dtype,
+}
+
+impl Engine {
+    /// Loads every package of the bundle in `folder` on `runtime`. Hashes are not verified here: that is a gate's work.
+    pub fn open(folder: &Path, runtime: &dyn Runtime) -> Result<Self, Error> {
+        let manifest = Manifest::open(folder)?;
+        let load = |shard: &manifest::Shard, role: String| {
+            let path = folder.join(&shard.path);
+            let model = runtime.load(&path)?;
+            check(&manifest, model.as_ref(), &role).map_err(|reason| Error::Shard { path: path.clone(), reason })?;
+            let functions = manifest.tokens.iter().map(|&t| function(model.as_ref(), t, &manifest.contract));
+            let functions = functions.collect::<Result<_, _>>().map_err(|reason| Error::Shard { path, reason })?;
+            Ok::<_, Error>(Shard { model, functions })
+        };
+        let layers: Vec<Shard> =
+            manifest.layers.iter().map(|s| load(s, layout::layers_role(&s.range()))).collect::<Result<_, _>>()?;
+        let head: Vec<Shard> =
+            manifest.head.iter().map(|s| load(s, layout::head_role(&s.range()))).collect::<Result<_, _>>()?;
+        let path = folder.join(layout::EMBEDDING);
+        let embedding = map(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
+        let expected = 2 * manifest.contract.vocab as u64 * manifest.contract.width as u64;
+        if embedding.len() as u64 != expected {
+            let reason = format!("is {} bytes, and the contract's vocabulary and width make {expected}", embedding.len());
+            return Err(manifest::Error::File { path, reason }.into());
+        }
+        let float = layers[0].model.float();
+        Ok(Self { manifest, layers, head, embedding, float })
+    }
+
+    /// The bundle's manifest.
+    pub fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The bundle's contract.
+    pub fn contract(&self) -> &Contract {
+        &self.manifest.contract
+    }
+
+    /// A new conversation: empty caches, position 0.
+    pub fn session(&self) -> Result<Session<'_>, Error> {
+        let states = self.layers.iter().map(|s| s.model.new_state()).collect::<Result<_, _>>()?;
+        Ok(Session { engine: self, states, position: 0 })
+    }
+
+    /// Logits of `rows[n, width]` of the last hidden state: `[n, vocab]`.
+    fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, Error> {
+        let (width, vocab) = (self.contract().width, self.contract().vocab);
+        let n = rows.len() / width;
+        let mut logits = vec![0.0; n * vocab];
+        let mut done = 0;
+        while done < n {
+            let (function, tokens) = self.block(n - done);
+            let len = tokens.min(n - done);
+            let x = host::to_columns(&rows[done * width..(done + len) * width], width, tokens, self.float);
+            for (shard, slice) in self.head.iter().zip(&self.manifest.head) {
+                let out = shard.model.run(shard.functions[function].index, &[&x], &mut shard.model.new_state()?)?;
+                let part = host::to_rows(&out[0], len);
+                for (t, part) in part.chunks_exact(slice.range().len()).enumerate() {
+                    let row = &mut logits[(done + t) * vocab..(done + t + 1) * vocab];
+                    row[slice.range()].copy_from_slice(part);
+                }
+            }
+            done += len;
+        }
+        Ok(logits)
+    }
+
+    /// Which function takes `left` tokens best, and how many it takes. One token alone goes through `main`.
+    fn block(&self, left: usize) -> (usize, usize) {
+        let function = if left > 1 { self.manifest.tokens.len() - 1 } else { 0 };
+        (function, self.manifest.tokens[function])
+    }
+}
+
+/// One conversation: the shards' caches and how far they are filled.
+pub struct Session<'e> {
+    engine: &'e Engine,
+    states: Vec<State>,
+    position: usize,
+}
+
+/// Which logits a caller wants of the tokens it feeds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// Those after the last token.
+    Last,
+    /// Those after every token.
+    All,
+}
+
+impl Session<'_> {
+    /// Positions in use.
+    pub fn position(&self) -> usize {
+        self.position
+    }
+
+    /// Positions left.
+    pub fn left(&self) -> usize {
+        self.engine.contract().context - self.position
+    }
+
+    /// Appends `ids` and returns logits `[1 or ids, vocab]`. Refused whole where a token is unknown or the context is too
+    /// short; after a runtime's error the session is unusable.
+    pub fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, Error> {
+        let c = self.engine.contract();
+        if let Some(&id) = ids.iter().find(|&&id| id as usize >= c.vocab) {
+            return Err(Error::Token { id, vocab: c.vocab });
+        }
+        if ids.len() > self.left() {
+            return Err(Error::ContextFull { asked: ids.len(), used: self.position, context: c.context });
+        }
+        let mut rows = Vec::new();
+        let mut rest = ids;
+        while !rest.is_empty() {
+            let (function, tokens) = self.engine.block(rest.len());
+            let (block, later) = rest.split_at(tokens.min(rest.len()));
+            let hidden = self.step(block, function, tokens)?;
+            match want {
+                Logits::All => rows.extend(hidden),
+                Logits::Last if later.is_empty() => rows = hidden[hidden.len() - c.width..].to_vec(),
+                Logits::Last => {}
+            }
+            rest = later;
+        }
+        self.engine.logits(&rows)
+    }
+
+    /// One call of every layer shard: `[block, width]` of the last hidden state.
+    fn step(&mut self, block: &[u32], function: usize, tokens: usize) -> Result<Vec<f32>, Error> {
+        let engine = self.engine;
+        let c = engine.contract();
+        let host = HostInputs::new(c, self.position, block.len(), tokens, engine.float);
+        let mut x = host::to_columns(&host::embed(c, &engine.embedding, block), c.width, tokens, engine.float);
+        for (shard, state) in engine.layers.iter().zip(&mut self.states) {
+            let function = &shard.functions[function];
+            let inputs: Vec<_> = function.inputs.iter().map(|name| host.get(name).unwrap_or(&x)).collect();
+            let mut out = shard.model.run(function.index, &inputs, state)?;
+            x = out.swap_remove(0);
+        }
+        self.position += block.len();
+        Ok(host::to_rows(&x, block.len()))
+    }
+}
+
+fn map(path: &Path) -> std::io::Result<Mmap> {
+    let file = File::open(path)?;
+    // SAFETY: bundles never change in place; a file cut short under a running program is a fault of the machine.
+    unsafe { Mmap::map(&file) }
+}
+
+/// Whether a package says it is what the manifest says of it.
+fn check(manifest: &Manifest, model: &dyn Model, role: &str) -> Result<(), String> {
+    let stated = |key: &str| model.metadata(key).ok_or_else(|| format!("has no metadata `{key}`"));
+    let hash = stated(layout::metadata::CONTRACT_HASH)?;
+    if hash != manifest.contract_hash {
+        let own = stated(layout::metadata::CONTRACT)?;
+        let differences = match Contract::from_json(own) {
+            Ok(own) => own.differences(&manifest.contract).join("; "),
+            Err(e) => format!("its contract cannot be read: {e}"),
+        };
+        return Err(format!("carries another contract than the manifest ({differences})"));
+    }
+    match stated(layout::metadata::ROLE)? {
+        own if own == role => Ok(()),
+        own => Err(format!("is `{own}`, and the manifest lists it as `{role}`")),
+    }
+}
+
+/// Finds the function of `tokens` tokens and holds its ports to the frozen interface.
+fn function(model: &dyn Model, tokens: usize, contract: &Contract) -> Result<Function, String> {
+    let name = if tokens == 1 { "main" } else { "prefill" };
+    let (index, signature) = find(model, name)?;
+    let (s, half) = (contract.context, contract.rope.dim / 2);
+    for port in &signature.inputs {
+        let expected = match port.name.as_str() {
+            "x" => vec![1, contract.width, tokens, 1],
+            "rope_cos" | "rope_sin" => vec![tokens, half],
+            "attn_mask" => vec![1, 1, tokens, s],
+            "kv_write_mask" => vec![1, 1, s, tokens],
+            other => return Err(format!("function `{name}` has an input `{other}` that the shard interface does not know")),
+        };
+        if port.shape.iter().copied().collect::<Option<Vec<_>>>().as_ref() != Some(&expected) {
+            return Err(format!("function `{name}`: input `{}` is {:?}, expected {expected:?}", port.name, port.shape));
+        }
+    }
+    if signature.outputs.len() != 1 {
+        return Err(format!("function `{name}` has {} outputs, expected 1", signature.outputs.len()));
+    }
+    Ok(Function { index, inputs: signature.inputs.iter().map(|p| p.name.clone()).collect() })
+}
+
+fn find<'m>(model: &'m dyn Model, name: &str) -> Result<(usize, &'m Signature), String> {
+    let found = model.functions().iter().enumerate().find(|(_, f)| f.name == name);
+    found.ok_or_else(|| format!("has no function `{name}`"))
+}

@@ -1,0 +1,9 @@
+//! The commands, a file each.
+
+pub mod build;
+pub mod chat;
+pub mod demo;
+pub mod gate;
+pub mod generate;
+pub mod inspect;
+pub mod run;
