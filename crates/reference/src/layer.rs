@@ -1,0 +1,120 @@
+//! One transformer block: attention and feed-forward, each behind a norm and added to the stream.
+//!
+//! ```text
+//! h = x + Wo attend(rope(Wq n1(x)), rope(Wk n1(x)), Wv n1(x))
+//! y = h + Wdown (silu(Wgate n2(h)) * (Wup n2(h)))
+//! ```
+
+use std::collections::BTreeMap;
+
+use crate::math::{Linear, dot, rms_norm, silu, softmax};
+use crate::model::LayerCache;
+use crate::weights::{Part, Size, Weight, Weights};
+use crate::{Error, Hyperparameters, Rope};
+
+/// A layer's weights in f32.
+#[derive(Debug)]
+pub(crate) struct Layer {
+    attention_norm: Vec<f32>,
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    output: Linear,
+    ffn_norm: Vec<f32>,
+    gate: Linear,
+    up: Linear,
+    down: Linear,
+}
+
+/// Reads rows `rows` of a matrix.
+pub(crate) fn load_rows(
+    weights: &dyn Weights,
+    weight: Weight,
+    rows: std::ops::Range<usize>,
+    cols: usize,
+) -> Result<Vec<f32>, Error> {
+    let mut out = vec![0.0; rows.len() * cols];
+    for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
+        weights.row(weight, row, out)?;
+    }
+    Ok(out)
+}
+
+impl Layer {
+    pub fn load(weights: &dyn Weights, sizes: &BTreeMap<Weight, Size>, n: usize) -> Result<Layer, Error> {
+        let size = |part| sizes[&Weight::Layer(n, part)];
+        let load = |part| load_rows(weights, Weight::Layer(n, part), 0..size(part).rows, size(part).cols);
+        let linear = |part, bias| -> Result<Linear, Error> {
+            let Size { rows, cols } = size(part);
+            let bias = if sizes.contains_key(&Weight::Layer(n, bias)) { Some(load(bias)?) } else { None };
+            Ok(Linear { rows, cols, weight: load(part)?, bias })
+        };
+        Ok(Layer {
+            attention_norm: load(Part::AttentionNorm)?,
+            query: linear(Part::Query, Part::QueryBias)?,
+            key: linear(Part::Key, Part::KeyBias)?,
+            value: linear(Part::Value, Part::ValueBias)?,
+            output: linear(Part::Output, Part::OutputBias)?,
+            ffn_norm: load(Part::FfnNorm)?,
+            gate: linear(Part::Gate, Part::GateBias)?,
+            up: linear(Part::Up, Part::UpBias)?,
+            down: linear(Part::Down, Part::DownBias)?,
+        })
+    }
+
+    /// Replaces `hidden`, `[n, width]`, by the layer's output. The rows stand at positions `position..`, which is where
+    /// `cache` ends; their keys and values are appended to it.
+    pub fn run(&self, h: &Hyperparameters, rope: &Rope, hidden: &mut [f32], cache: &mut LayerCache, position: usize) {
+        let normed = rms_norm(hidden, &self.attention_norm, h.eps);
+        let mut queries = self.query.apply(&normed);
+        let mut keys = self.key.apply(&normed);
+        for (i, row) in queries.chunks_exact_mut(h.q_rows()).enumerate() {
+            rope.turn(row, h.head_dim, position + i);
+        }
+        for (i, row) in keys.chunks_exact_mut(h.kv_rows()).enumerate() {
+            rope.turn(row, h.head_dim, position + i);
+        }
+        cache.keys.extend_from_slice(&keys);
+        cache.values.extend(self.value.apply(&normed));
+
+        let mut attended = vec![0.0; queries.len()];
+        let rows = queries.chunks_exact(h.q_rows()).zip(attended.chunks_exact_mut(h.q_rows()));
+        for (i, (queries, out)) in rows.enumerate() {
+            attend(h, queries, cache, position + i + 1, out);
+        }
+        add(hidden, &self.output.apply(&attended));
+
+        let normed = rms_norm(hidden, &self.ffn_norm, h.eps);
+        let mut inner = self.gate.apply(&normed);
+        for (gate, up) in inner.iter_mut().zip(self.up.apply(&normed)) {
+            *gate = silu(*gate) * up;
+        }
+        add(hidden, &self.down.apply(&inner));
+    }
+}
+
+/// Each head of one token's query over the first `seen` positions; several query heads share a kv head.
+fn attend(h: &Hyperparameters, queries: &[f32], cache: &LayerCache, seen: usize, out: &mut [f32]) {
+    let scale = 1.0 / (h.head_dim as f32).sqrt();
+    let mut scores = vec![0.0; seen];
+    let heads = queries.chunks_exact(h.head_dim).zip(out.chunks_exact_mut(h.head_dim));
+    for (head, (query, out)) in heads.enumerate() {
+        let kv = head / (h.heads / h.kv_heads) * h.head_dim;
+        let at = |position: usize| position * h.kv_rows() + kv..position * h.kv_rows() + kv + h.head_dim;
+        for (position, score) in scores.iter_mut().enumerate() {
+            *score = dot(query, &cache.keys[at(position)]) * scale;
+        }
+        softmax(&mut scores);
+        for (position, score) in scores.iter().enumerate() {
+            for (out, value) in out.iter_mut().zip(&cache.values[at(position)]) {
+                *out += score * value;
+            }
+        }
+    }
+}
+
+fn add(stream: &mut [f32], update: &[f32]) {
+    for (x, y) in stream.iter_mut().zip(update) {
+        *x += y;
+    }
+}

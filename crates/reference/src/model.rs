@@ -1,0 +1,288 @@
+//! The model as a whole, and its pieces one by one.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use anemone_gguf::Gguf;
+
+use crate::layer::{Layer, load_rows};
+use crate::math::{Linear, rms_norm};
+use crate::weights::{Size, Source};
+use crate::{Error, Form, Hyperparameters, Pairing, Rope, Weight, Weights};
+
+/// What the caller decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Positions that may be used. It also chooses between longrope's factors, so it has to be the context that the
+    /// other side of a comparison was built for.
+    pub context: usize,
+    /// Whether dequantised weights stay in memory, four bytes each. Without, every call dequantises what it uses.
+    pub keep_weights: bool,
+}
+
+impl Options {
+    /// A context of `context` positions, weights kept.
+    pub fn new(context: usize) -> Options {
+        Options { context, keep_weights: true }
+    }
+}
+
+/// A model ready to run.
+pub struct Model {
+    hyper: Hyperparameters,
+    rope: Rope,
+    weights: Arc<dyn Weights>,
+    sizes: BTreeMap<Weight, Size>,
+    options: Options,
+    layers: Vec<OnceLock<Arc<Layer>>>,
+    head: OnceLock<Arc<Linear>>,
+}
+
+/// Keys and values of the positions seen so far, for each layer.
+#[derive(Debug, Clone)]
+pub struct Cache {
+    layers: Vec<LayerCache>,
+    kv_rows: usize,
+}
+
+/// Position after position of `kv_heads * head_dim`; keys as rotated.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LayerCache {
+    pub keys: Vec<f32>,
+    pub values: Vec<f32>,
+}
+
+impl Cache {
+    /// How many positions layer `layer` has seen. Zero for a layer that does not exist.
+    pub fn positions(&self, layer: usize) -> usize {
+        self.layers.get(layer).map_or(0, |cache| cache.keys.len() / self.kv_rows)
+    }
+
+    /// The rotated keys of layer `layer`, `[positions, kv_heads * head_dim]`.
+    pub fn keys(&self, layer: usize) -> &[f32] {
+        self.layers.get(layer).map_or(&[], |cache| &cache.keys)
+    }
+
+    /// The values of layer `layer`, `[positions, kv_heads * head_dim]`.
+    pub fn values(&self, layer: usize) -> &[f32] {
+        self.layers.get(layer).map_or(&[], |cache| &cache.values)
+    }
+
+    /// Forgets all positions from `positions` on.
+    pub fn truncate(&mut self, positions: usize) {
+        let len = positions.saturating_mul(self.kv_rows);
+        for cache in &mut self.layers {
+            cache.keys.truncate(len);
+            cache.values.truncate(len);
+        }
+    }
+}
+
+impl Model {
+    /// Reads keys and checks every tensor. Weights are read later, where they are used.
+    ///
+    /// # Errors
+    /// A missing or impossible key, an unknown architecture, a tensor that is missing, left over or of the wrong shape:
+    /// each named.
+    pub fn open(gguf: Arc<Gguf>, options: Options) -> Result<Model, Error> {
+        let hyper = Hyperparameters::read(gguf.metadata(), options.context)?;
+        if options.context == 0 || options.context > hyper.context {
+            let key = format!("{}.context_length", hyper.architecture.name());
+            let problem =
+                format!("the model is made for {}, the context asked for is {}", hyper.context, options.context);
+            return Err(Error::Key { key, problem });
+        }
+        let mut used = Vec::new();
+        let rope = Rope::read(&gguf, &hyper, options.context, &mut used)?;
+        let source = Source::new(gguf, &hyper, used)?;
+        let sizes = source.sizes();
+        Ok(Model::assemble(hyper, rope, Arc::new(source), sizes, options))
+    }
+
+    fn assemble(
+        hyper: Hyperparameters,
+        rope: Rope,
+        weights: Arc<dyn Weights>,
+        sizes: BTreeMap<Weight, Size>,
+        options: Options,
+    ) -> Model {
+        let layers = (0..hyper.layers).map(|_| OnceLock::new()).collect();
+        Model { hyper, rope, weights, sizes, options, layers, head: OnceLock::new() }
+    }
+
+    /// The same model on other weights. It asks for the weights that the file has, in the sizes that the file has.
+    pub fn with_weights(&self, weights: Arc<dyn Weights>, form: Form) -> Model {
+        let rope = match form {
+            Form::Source => self.rope.clone(),
+            Form::Shard => Rope { attention_factor: 1.0, pairing: Pairing::HalfSplit, ..self.rope.clone() },
+        };
+        Model::assemble(self.hyper.clone(), rope, weights, self.sizes.clone(), self.options)
+    }
+
+    /// What the keys say.
+    pub fn hyperparameters(&self) -> &Hyperparameters {
+        &self.hyper
+    }
+
+    /// The rotation in effect.
+    pub fn rope(&self) -> &Rope {
+        &self.rope
+    }
+
+    /// The number of tokens: the rows of the embedding and of the head.
+    pub fn vocabulary(&self) -> usize {
+        self.sizes[&Weight::Embedding].rows
+    }
+
+    /// The weights that the model has: biases only where they exist, the head always. Sizes are rows and columns.
+    pub fn weights(&self) -> impl Iterator<Item = (Weight, usize, usize)> {
+        self.sizes.iter().map(|(&weight, size)| (weight, size.rows, size.cols))
+    }
+
+    /// Where the model's weights come from.
+    pub fn source(&self) -> &Arc<dyn Weights> {
+        &self.weights
+    }
+
+    /// A cache that has seen nothing.
+    pub fn cache(&self) -> Cache {
+        Cache { layers: vec![LayerCache::default(); self.hyper.layers], kv_rows: self.hyper.kv_rows() }
+    }
+
+    /// The embedding of each token, `[n, width]`.
+    ///
+    /// # Errors
+    /// [`Error::Token`] for an id outside the vocabulary.
+    pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        let mut out = vec![0.0; ids.len() * self.hyper.width];
+        for (&token, out) in ids.iter().zip(out.chunks_exact_mut(self.hyper.width)) {
+            if token as usize >= self.vocabulary() {
+                return Err(Error::Token { token, vocabulary: self.vocabulary() });
+            }
+            self.weights.row(Weight::Embedding, token as usize, out)?;
+        }
+        Ok(out)
+    }
+
+    /// Runs layers `range` on `hidden`, `[n, width]`, in place. Its rows stand at positions `position..position + n`;
+    /// the layers must have seen all positions before, and forget what they have seen from `position` on.
+    ///
+    /// # Errors
+    /// [`Error::Layers`], [`Error::Rows`], [`Error::Position`], or what the source of weights says.
+    pub fn layer_range(
+        &self,
+        range: Range<usize>,
+        hidden: &mut [f32],
+        cache: &mut Cache,
+        position: usize,
+    ) -> Result<(), Error> {
+        if range.start > range.end || range.end > self.hyper.layers || cache.layers.len() != self.hyper.layers {
+            return Err(Error::Layers { range, count: self.hyper.layers });
+        }
+        let tokens = self.rows(hidden)?;
+        let refuse = |problem: String| Error::Position { position, tokens, problem };
+        if position.checked_add(tokens).is_none_or(|end| end > self.options.context) {
+            return Err(refuse(format!("the context is {}", self.options.context)));
+        }
+        for n in range.clone() {
+            let seen = cache.positions(n);
+            if seen < position {
+                return Err(refuse(format!("layer {n} has seen {seen} positions")));
+            }
+        }
+        let len = position * self.hyper.kv_rows();
+        for n in range {
+            let layer = self.layer(n)?;
+            let cache = &mut cache.layers[n];
+            cache.keys.truncate(len);
+            cache.values.truncate(len);
+            layer.run(&self.hyper, &self.rope, hidden, cache, position);
+        }
+        Ok(())
+    }
+
+    /// Logits of each row of `hidden`, `[n, width]`, giving `[n, vocabulary]`: norm, then head.
+    ///
+    /// # Errors
+    /// [`Error::Rows`], or what the source of weights says.
+    pub fn head(&self, hidden: &[f32]) -> Result<Vec<f32>, Error> {
+        let rows = self.rows(hidden)?;
+        let norm = load_rows(&*self.weights, Weight::OutputNorm, 0..1, self.hyper.width)?;
+        let normed = rms_norm(hidden, &norm, self.hyper.eps);
+        let Size { rows: vocabulary, cols } = self.sizes[&Weight::Head];
+        let slice = |range: Range<usize>| -> Result<Linear, Error> {
+            let rows = range.len();
+            Ok(Linear { rows, cols, weight: load_rows(&*self.weights, Weight::Head, range, cols)?, bias: None })
+        };
+        if self.options.keep_weights {
+            return Ok(keep(&self.head, || slice(0..vocabulary))?.apply(&normed));
+        }
+        // In slices: the head of a large vocabulary alone is gigabytes in f32.
+        let mut logits = vec![0.0; rows * vocabulary];
+        let mut first = 0;
+        while first < vocabulary {
+            let linear = slice(first..vocabulary.min(first + 4096))?;
+            let part = linear.apply(&normed);
+            for (logits, part) in logits.chunks_exact_mut(vocabulary).zip(part.chunks_exact(linear.rows)) {
+                logits[first..first + linear.rows].copy_from_slice(part);
+            }
+            first += linear.rows;
+        }
+        Ok(logits)
+    }
+
+    /// Runs all layers on `ids`, which follow what `cache` has seen, and gives the hidden rows before the head,
+    /// `[n, width]`.
+    ///
+    /// # Errors
+    /// As [`embed`](Self::embed) and [`layer_range`](Self::layer_range).
+    pub fn hidden(&self, ids: &[u32], cache: &mut Cache) -> Result<Vec<f32>, Error> {
+        let position = cache.positions(0);
+        let mut hidden = self.embed(ids)?;
+        self.layer_range(0..self.hyper.layers, &mut hidden, cache, position)?;
+        Ok(hidden)
+    }
+
+    /// Logits after each of `ids`, which follow what `cache` has seen: `[n, vocabulary]`.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn forward(&self, ids: &[u32], cache: &mut Cache) -> Result<Vec<f32>, Error> {
+        self.head(&self.hidden(ids, cache)?)
+    }
+
+    /// Logits after the last of `ids` only, `[vocabulary]`: empty for no ids.
+    ///
+    /// # Errors
+    /// As [`hidden`](Self::hidden).
+    pub fn forward_last(&self, ids: &[u32], cache: &mut Cache) -> Result<Vec<f32>, Error> {
+        let hidden = self.hidden(ids, cache)?;
+        self.head(&hidden[hidden.len().saturating_sub(self.hyper.width)..])
+    }
+
+    fn layer(&self, n: usize) -> Result<Arc<Layer>, Error> {
+        let load = || Layer::load(&*self.weights, &self.sizes, n);
+        if self.options.keep_weights { keep(&self.layers[n], load) } else { Ok(Arc::new(load()?)) }
+    }
+
+    fn rows(&self, hidden: &[f32]) -> Result<usize, Error> {
+        let width = self.hyper.width;
+        if hidden.len().is_multiple_of(width) {
+            Ok(hidden.len() / width)
+        } else {
+            Err(Error::Rows { len: hidden.len(), width })
+        }
+    }
+}
+
+/// What `cell` holds, loaded if it holds nothing yet.
+fn keep<T>(cell: &OnceLock<Arc<T>>, load: impl FnOnce() -> Result<T, Error>) -> Result<Arc<T>, Error> {
+    match cell.get() {
+        Some(kept) => Ok(kept.clone()),
+        None => {
+            let loaded = Arc::new(load()?);
+            Ok(cell.get_or_init(|| loaded).clone())
+        }
+    }
+}
