@@ -6,6 +6,7 @@ metadata; the chat template is rendered by transformers. Nothing is guessed: a k
 """
 
 import dataclasses
+import json
 
 import gguf
 import numpy as np
@@ -84,6 +85,11 @@ class Vocabulary:
             chat_template=self.template,
             clean_up_tokenization_spaces=False,
         )
+
+
+def json_of(tokenizer):
+    """The content of the tokenizer.json that a `tokenizers.Tokenizer` would save."""
+    return json.loads(tokenizer.to_str())
 
 
 def weights_of(reader):
