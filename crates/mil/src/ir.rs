@@ -497,6 +497,8 @@ pub struct Feature {
     pub flexibility: Flexibility,
     /// Whether a prediction may leave this input out.
     pub optional: bool,
+    /// What every element of an input that was left out is.
+    pub default: Option<f64>,
 }
 
 /// The shapes that an input accepts besides its default.
