@@ -137,8 +137,8 @@ impl Keys<'_> {
         let prefix = self.name("");
         for (key, value) in self.metadata.iter() {
             let Some(own) = key.strip_prefix(&prefix) else { continue };
-            let known = READ.contains(&own) || WITHOUT_EFFECT.contains(&own);
-            if !known && !(ZERO_ONLY.contains(&own) && value.integer() == Some(0)) {
+            let unused = ZERO_ONLY.contains(&own) && value.integer() == Some(0);
+            if !(READ.contains(&own) || WITHOUT_EFFECT.contains(&own) || unused) {
                 return Err(Error::Unsupported(format!("key `{key}`, whose effect on the forward is not known here")));
             }
         }

@@ -1,13 +1,12 @@
 //! The trained miniature against what transformers answered in f32: a judge that nobody here wrote.
 
-mod common;
-
 use std::sync::Arc;
 
 use anemone_gguf::Gguf;
 use anemone_gguf::writer::Writer;
 use anemone_reference::{Error, Form, Model, Options, Part, Weight, Weights};
-use common::*;
+
+use crate::common::*;
 
 const F16: &str = "miniature/miniature-f16.gguf";
 
@@ -91,15 +90,13 @@ fn a_token_does_not_depend_on_how_it_was_computed() {
     assert_eq!(together, unkept.forward(&ids, &mut unkept.cache()).unwrap(), "weights not kept");
 }
 
-/// The model's weights as a shard has them: rows of rotary pairs halved, attention factor folded in. With half-split
-/// pairs and a factor of 1, as the miniature has, that is the identity; with another base it must not be.
+/// The model's own weights with q halved and k doubled: other numbers, the same scores.
 struct Doubled(Arc<dyn Weights>);
 
 impl Weights for Doubled {
     fn row(&self, weight: Weight, row: usize, out: &mut [f32]) -> Result<(), Error> {
         self.0.row(weight, row, out)?;
         match weight {
-            // Twice the keys of half the queries: the same scores, exactly.
             Weight::Layer(_, Part::Query) => out.iter_mut().for_each(|x| *x *= 0.5),
             Weight::Layer(_, Part::Key) => out.iter_mut().for_each(|x| *x *= 2.0),
             _ => {}

@@ -1,13 +1,12 @@
 //! The longrope fixture against transformers: logits, because greedy tokens forgive a lost attention factor.
 
-mod common;
-
 use std::sync::Arc;
 
 use anemone_gguf::Gguf;
 use anemone_gguf::writer::Writer;
 use anemone_reference::{Error, Form, Model, Options, Part, Weight, Weights};
-use common::*;
+
+use crate::common::*;
 
 const FILE: &str = "longrope/longrope-f16.gguf";
 /// Ids and expected logits of "short" and "long", and the context that chooses the factors.

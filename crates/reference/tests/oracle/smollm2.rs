@@ -2,13 +2,12 @@
 //! repository: the test runs where `ANEMONE_SMOLLM2` names the file that `fixtures/fetch smollm2` prints, and wants
 //! `--release`.
 
-mod common;
-
 use std::sync::Arc;
 
 use anemone_gguf::Gguf;
 use anemone_reference::{Model, Options};
-use common::*;
+
+use crate::common::*;
 
 fn smollm2(context: usize) -> Option<Model> {
     let Some(path) = std::env::var_os("ANEMONE_SMOLLM2") else {

@@ -1,5 +1,4 @@
-//! What the tests of this crate share: fixtures, NumPy files, the largest of a row.
-#![allow(dead_code)] // Each test file uses its own part.
+//! What the tests share: fixtures, NumPy files, greedy answers.
 
 use std::path::PathBuf;
 use std::sync::Arc;
