@@ -207,29 +207,41 @@ impl Model {
     /// # Errors
     /// [`Error::Rows`], or what the source of weights says.
     pub fn head(&self, hidden: &[f32]) -> Result<Vec<f32>, Error> {
-        let rows = self.rows(hidden)?;
-        let norm = load_rows(&*self.weights, Weight::OutputNorm, 0..1, self.hyper.width)?;
-        let normed = rms_norm(hidden, &norm, self.hyper.eps);
-        let Size { rows: vocabulary, cols } = self.sizes[&Weight::Head];
-        let slice = |range: Range<usize>| -> Result<Linear, Error> {
-            let rows = range.len();
-            Ok(Linear { rows, cols, weight: load_rows(&*self.weights, Weight::Head, range, cols)?, bias: None })
-        };
+        let vocabulary = self.vocabulary();
         if self.options.keep_weights {
-            return Ok(keep(&self.head, || slice(0..vocabulary))?.apply(&normed));
+            let whole = keep(&self.head, || self.head_slice(0..vocabulary))?;
+            return Ok(whole.apply(&self.output_norm(hidden)?));
         }
-        // In slices: the head of a large vocabulary alone is gigabytes in f32.
-        let mut logits = vec![0.0; rows * vocabulary];
-        let mut first = 0;
-        while first < vocabulary {
-            let linear = slice(first..vocabulary.min(first + 4096))?;
+        self.head_rows(hidden, 0..vocabulary)
+    }
+
+    /// The logits of the tokens in `range` alone, `[n, range]`: what a slice of the head computes.
+    ///
+    /// # Errors
+    /// [`Error::Rows`], or what the source of weights says.
+    pub fn head_rows(&self, hidden: &[f32], range: Range<usize>) -> Result<Vec<f32>, Error> {
+        let normed = self.output_norm(hidden)?;
+        let mut logits = vec![0.0; self.rows(hidden)? * range.len()];
+        // In steps: the head of a large vocabulary alone is gigabytes in f32.
+        for first in range.clone().step_by(4096) {
+            let linear = self.head_slice(first..range.end.min(first + 4096))?;
             let part = linear.apply(&normed);
-            for (logits, part) in logits.chunks_exact_mut(vocabulary).zip(part.chunks_exact(linear.rows)) {
-                logits[first..first + linear.rows].copy_from_slice(part);
+            for (logits, part) in logits.chunks_exact_mut(range.len()).zip(part.chunks_exact(linear.rows)) {
+                logits[first - range.start..][..linear.rows].copy_from_slice(part);
             }
-            first += linear.rows;
         }
         Ok(logits)
+    }
+
+    fn head_slice(&self, range: Range<usize>) -> Result<Linear, Error> {
+        let (rows, cols) = (range.len(), self.hyper.width);
+        Ok(Linear { rows, cols, weight: load_rows(&*self.weights, Weight::Head, range, cols)?, bias: None })
+    }
+
+    fn output_norm(&self, hidden: &[f32]) -> Result<Vec<f32>, Error> {
+        self.rows(hidden)?;
+        let norm = load_rows(&*self.weights, Weight::OutputNorm, 0..1, self.hyper.width)?;
+        Ok(rms_norm(hidden, &norm, self.hyper.eps))
     }
 
     /// Runs all layers on `ids`, which follow what `cache` has seen, and gives the hidden rows before the head,
