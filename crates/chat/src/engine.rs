@@ -4,7 +4,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use anemone_bundle::{Contract, Manifest, layout, manifest};
-use anemone_exec::{self as exec, Dtype, Model, Runtime, Signature, State};
+use anemone_exec::{self as exec, Dtype, Model, Runtime, Signature, State, Tensor};
 use memmap2::Mmap;
 
 use crate::host::{self, HostInputs};
@@ -59,6 +59,15 @@ struct Shard {
     model: Box<dyn Model>,
     /// For each token count of the manifest, the function and the order of its inputs.
     functions: Vec<Function>,
+}
+
+impl Shard {
+    /// The shard's one output.
+    fn call(&self, function: usize, x: &Tensor, host: &HostInputs, state: &mut State) -> Result<Tensor, exec::Error> {
+        let function = &self.functions[function];
+        let inputs: Vec<_> = function.inputs.iter().map(|name| host.get(name).unwrap_or(x)).collect();
+        Ok(self.model.run(function.index, &inputs, state)?.swap_remove(0))
+    }
 }
 
 struct Function {
@@ -118,8 +127,35 @@ impl Engine {
         Ok(Session { engine: self, states, position: 0 })
     }
 
+    /// The float type in which shards take and give activations on this runtime.
+    pub fn float(&self) -> Dtype {
+        self.float
+    }
+
+    /// A fresh state of layer shard `shard` alone.
+    pub fn shard_state(&self, shard: usize) -> Result<State, Error> {
+        Ok(self.layers[shard].model.new_state()?)
+    }
+
+    /// One call of layer shard `shard` alone: hidden rows `[n, width]` at `position..` through the function of
+    /// `self.manifest().tokens[function]` tokens, of which n at most. What a gate judges.
+    pub fn run_shard(
+        &self,
+        shard: usize,
+        function: usize,
+        rows: &[f32],
+        position: usize,
+        state: &mut State,
+    ) -> Result<Vec<f32>, Error> {
+        let (c, tokens) = (self.contract(), self.manifest.tokens[function]);
+        let n = rows.len() / c.width;
+        let host = HostInputs::new(c, position, n, tokens, self.float);
+        let x = host::to_columns(rows, c.width, tokens, self.float);
+        Ok(host::to_rows(&self.layers[shard].call(function, &x, &host, state)?, n))
+    }
+
     /// Logits of `rows[n, width]` of the last hidden state: `[n, vocab]`.
-    fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, Error> {
+    pub fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, Error> {
         let (width, vocab) = (self.contract().width, self.contract().vocab);
         let n = rows.len() / width;
         let mut logits = vec![0.0; n * vocab];
@@ -208,10 +244,7 @@ impl Session<'_> {
         let host = HostInputs::new(c, self.position, block.len(), tokens, engine.float);
         let mut x = host::to_columns(&host::embed(c, &engine.embedding, block), c.width, tokens, engine.float);
         for (shard, state) in engine.layers.iter().zip(&mut self.states) {
-            let function = &shard.functions[function];
-            let inputs: Vec<_> = function.inputs.iter().map(|name| host.get(name).unwrap_or(&x)).collect();
-            let mut out = shard.model.run(function.index, &inputs, state)?;
-            x = out.swap_remove(0);
+            x = shard.call(function, &x, &host, state)?;
         }
         self.position += block.len();
         Ok(host::to_rows(&x, block.len()))

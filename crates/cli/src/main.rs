@@ -1,6 +1,7 @@
 //! The program `anemone`: one file a command, and here what they share: arguments, exit codes, one line per error.
 
 mod commands;
+mod npz;
 mod options;
 mod ui;
 
@@ -19,7 +20,8 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate or comparison failed; 2 the request was bad or could not be met.
+const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate or comparison failed; 2 the request was bad or could not be met; 3 not all was
+proven that `gate --strict` asks for.
 
 Example: anemone demo";
 
@@ -47,6 +49,8 @@ enum Outcome {
     Done,
     /// 1: a gate failed, or numbers differ.
     Failed,
+    /// 3: nothing failed, and `--strict` asked for more than was seen.
+    Unproven,
 }
 
 fn main() -> ExitCode {
@@ -65,6 +69,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,
         Ok(Outcome::Failed) => ExitCode::from(1),
+        Ok(Outcome::Unproven) => ExitCode::from(3),
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error:#}");

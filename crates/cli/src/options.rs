@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anemone_bundle::contract::WeightMode;
-use anemone_exec::{Numerics, Portable, PortableOptions};
+use anemone_exec::{self as exec, Numerics, Portable};
 use anemone_gguf::Gguf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -36,7 +36,7 @@ impl RuntimeArgs {
             NumericsArg::Exact => Numerics::Exact,
             NumericsArg::Ane => Numerics::Ane,
         };
-        let mut options = PortableOptions::default();
+        let mut options = exec::Options::default();
         if let Some(threads) = self.threads {
             options.threads = threads;
         }

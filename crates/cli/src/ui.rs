@@ -47,9 +47,9 @@ impl Ui {
 pub struct Bar(ProgressBar);
 
 impl Bar {
-    /// One step done.
-    pub fn step(&self) {
-        self.0.inc(1);
+    /// That much more is done.
+    pub fn advance(&self, by: u64) {
+        self.0.inc(by);
     }
 
     /// What is being worked on.

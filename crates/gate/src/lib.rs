@@ -1,1 +1,16 @@
 //! Verdicts and evidence: what must hold before anyone trusts a shard.
+//!
+//! A gate judges a [`Subject`] (a bundle and its source) and gives [`Finding`]s. It never shares a blind spot with what it
+//! judges: facts are read again by the reference's own reader, numbers come from the reference's own forward.
+
+pub mod compile;
+pub mod contract;
+pub mod evidence;
+pub mod figures;
+pub mod range_golden;
+pub mod shard_weights;
+pub mod subject;
+pub mod verdict;
+
+pub use subject::Subject;
+pub use verdict::{Finding, Verdict};

@@ -6,7 +6,7 @@ use std::ops::Range;
 use anemone_bundle::layout::{self, metadata};
 use anemone_mil::build::{self, BuildError};
 use anemone_mil::ir::{Function, Program};
-use anemone_mil::validate::{Valid, validate};
+use anemone_mil::{Valid, validate};
 
 use crate::blocks::Graph;
 use crate::error::Error;

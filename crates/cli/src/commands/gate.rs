@@ -1,0 +1,107 @@
+//! `anemone gate`: a bundle judged against its source.
+
+use std::io::Write;
+use std::path::PathBuf;
+
+use anemone_chat::Engine;
+use anemone_exec::Runtime;
+use anemone_gate::{Finding, Subject, Verdict, compile, contract, evidence, range_golden};
+use anyhow::{Context, Result};
+use clap::{Parser, ValueEnum};
+
+use crate::Outcome;
+use crate::options::{NumericsArg, RuntimeArgs, open_source};
+use crate::ui::{self, Ui};
+
+/// Judge a bundle against the model it was built from. Findings are appended to the bundle's evidence.
+#[derive(Parser)]
+#[command(after_help = "Exit codes: 0 no gate failed; 1 a gate failed; 2 the request was bad; 3 with --strict, a verdict is \
+    only predicted, well-formed or skipped.
+
+Example: anemone gate phi4-mini.anemone --source phi4-mini.gguf --json verdicts.json")]
+pub struct Args {
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// The GGUF it was built from.
+    #[arg(long)]
+    pub source: PathBuf,
+    /// Only these gates.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub only: Vec<Gate>,
+    /// Write every finding with every figure to this file.
+    #[arg(long)]
+    pub json: Option<PathBuf>,
+    /// Fail with 3 where a verdict is less than `passed`.
+    #[arg(long)]
+    pub strict: bool,
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
+}
+
+/// The gates, in the order they run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Gate {
+    /// Source, shards and manifest agree.
+    Contract,
+    /// Every package is well formed.
+    Compile,
+    /// Every shard computes what the reference computes over the same layers.
+    RangeGolden,
+}
+
+pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
+    let source = open_source(&args.source)?;
+    let subject = Subject::open(&args.bundle, source)?;
+    let gates = if args.only.is_empty() { Gate::value_variants().to_vec() } else { args.only.clone() };
+    let findings = judge(&subject, &gates, &args.runtime, ui)?;
+    evidence::append(&args.bundle, &findings).with_context(|| format!("{}: evidence", args.bundle.display()))?;
+    if let Some(path) = &args.json {
+        let text = serde_json::to_vec_pretty(&findings)?;
+        std::fs::File::create(path).and_then(|mut f| f.write_all(&text)).with_context(|| path.display().to_string())?;
+    }
+    show(&findings);
+    let any = |v: Verdict| findings.iter().any(|f| f.verdict == v);
+    let less = [Verdict::Predicted, Verdict::WellFormed, Verdict::Skipped].into_iter().any(any);
+    Ok(match () {
+        () if any(Verdict::Failed) => Outcome::Failed,
+        () if args.strict && less => Outcome::Unproven,
+        () => Outcome::Done,
+    })
+}
+
+/// Runs the gates in order. A bundle that fails its contract is not executed.
+pub fn judge(subject: &Subject, gates: &[Gate], runtime: &RuntimeArgs, ui: &Ui) -> Result<Vec<Finding>> {
+    let mut findings = Vec::new();
+    for gate in gates {
+        match gate {
+            Gate::Contract => {
+                let bar = ui.bytes(subject.manifest.files.values().map(|f| f.bytes).sum());
+                bar.doing("contract");
+                findings.extend(contract::judge(subject, |bytes| bar.advance(bytes)));
+            }
+            Gate::Compile => findings.extend(compile::judge(subject)),
+            Gate::RangeGolden => {
+                let bar = ui.steps(subject.manifest.layers.len() as u64);
+                bar.doing("range golden");
+                let portable = runtime.portable();
+                let engine = Engine::open(&subject.folder, &portable)?;
+                let exact = runtime.numerics == NumericsArg::Exact;
+                let step = |_: &str| bar.advance(1);
+                findings.extend(range_golden::judge(subject, &engine, &portable.describe(), exact, step)?);
+            }
+        }
+    }
+    Ok(findings)
+}
+
+/// The findings as a table.
+pub fn show(findings: &[Finding]) {
+    let row = |f: &Finding| {
+        let message = f.message.lines().next().unwrap_or("").to_owned();
+        vec![f.gate.clone(), f.subject.clone(), f.verdict.name().to_owned(), message]
+    };
+    ui::table(&["gate", "part", "verdict", "finding"], &findings.iter().map(row).collect::<Vec<_>>());
+    if let Some(seen) = findings.iter().map(|f| f.measured_on.as_str()).max_by_key(|m| m.len()) {
+        println!("\nmeasured on: {seen}");
+    }
+}
