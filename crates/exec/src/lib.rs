@@ -1,6 +1,8 @@
 //! Runtimes that execute ML Programs: the [`Runtime`] trait and the portable runtime behind it.
+pub mod portable;
 pub mod runtime;
 pub mod tensor;
 
+pub use portable::{Numerics, Options, Portable, PortableModel};
 pub use runtime::{Error, Model, Port, Runtime, Signature, State};
 pub use tensor::{Data, Tensor};

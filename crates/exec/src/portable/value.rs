@@ -1,0 +1,182 @@
+//! Values while a program runs: a type, a shape, and elements that are shared until somebody needs to change them.
+//!
+//! Elements live in one of three forms. Floats of any declared width are `f32`; integers of any width, and bools, are
+//! `i32`; a constant that only weight-aware kernels read keeps its fp16 bytes ([`Halves`]) and is widened row by row inside
+//! them, which halves the memory a model takes and the bytes a token streams. The declared type travels beside the
+//! elements, so that rounding and wrapping happen in one place, after each op.
+//!
+//! A [`Buf`] is a window on a shared vector. Reshapes, reads of a state and slices of leading dimensions are new windows;
+//! a kernel that may work in place asks [`Buf::unique`] and gets the elements only if nobody else can see them.
+
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+
+use anemone_mil::ir::{Dtype, Literal};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+use super::Fault;
+
+/// A window on a shared vector.
+#[derive(Clone, Debug)]
+pub struct Buf<T> {
+    store: Arc<Vec<T>>,
+    window: Range<usize>,
+}
+
+impl<T> Buf<T> {
+    /// The window of that range within this one, sharing its elements.
+    pub fn window(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.window.len());
+        let start = self.window.start;
+        Self { store: Arc::clone(&self.store), window: start + range.start..start + range.end }
+    }
+
+    /// The elements for writing, if no other window shares them.
+    pub fn unique(&mut self) -> Option<&mut [T]> {
+        let window = self.window.clone();
+        Arc::get_mut(&mut self.store).map(|v| &mut v[window])
+    }
+
+    /// The whole vector behind the window, if no other window shares it.
+    pub fn into_vec(self) -> Option<Vec<T>> {
+        Arc::into_inner(self.store)
+    }
+}
+
+impl<T: Clone> Buf<T> {
+    /// The elements of the window in a vector of their own, without copying where nobody shares them.
+    pub fn into_owned_vec(self) -> Vec<T> {
+        if self.window != (0..self.store.len()) {
+            return self.to_vec();
+        }
+        Arc::unwrap_or_clone(self.store)
+    }
+}
+
+impl<T> From<Vec<T>> for Buf<T> {
+    fn from(v: Vec<T>) -> Self {
+        let window = 0..v.len();
+        Self { store: Arc::new(v), window }
+    }
+}
+
+impl<T> Deref for Buf<T> {
+    type Target = [T];
+
+    fn deref(&self) -> &[T] {
+        &self.store[self.window.clone()]
+    }
+}
+
+/// The fp16 bytes of a constant, as its package or its decoder left them.
+#[derive(Clone, Debug)]
+pub struct Halves(Literal);
+
+impl Halves {
+    /// Wraps a literal whose bytes are fp16 and in memory.
+    pub fn new(literal: Literal) -> Self {
+        Self(literal)
+    }
+
+    /// Widens the elements from `start` on into `out`.
+    pub fn widen(&self, start: usize, out: &mut [f32]) {
+        let bytes = self.0.bytes().unwrap_or_default();
+        let bytes = &bytes[start * 2..(start + out.len()) * 2];
+        let mut block = [f16::ZERO; 256];
+        for (bytes, out) in bytes.chunks(512).zip(out.chunks_mut(256)) {
+            for (h, b) in block.iter_mut().zip(bytes.chunks_exact(2)) {
+                *h = f16::from_le_bytes([b[0], b[1]]);
+            }
+            block[..out.len()].convert_to_f32_slice(out);
+        }
+    }
+}
+
+/// Elements in their working form.
+#[derive(Clone, Debug)]
+pub enum Elements {
+    /// Floats of any declared width.
+    Floats(Buf<f32>),
+    /// Integers of any declared width, and bools as 0 and 1.
+    Ints(Buf<i32>),
+    /// A constant in its stored fp16 form.
+    Halves(Halves),
+}
+
+/// A tensor in flight.
+#[derive(Clone, Debug)]
+pub struct Value {
+    /// The declared element type.
+    pub dtype: Dtype,
+    /// The shape, outermost dimension first.
+    pub shape: Vec<usize>,
+    /// The elements, row-major.
+    pub data: Elements,
+}
+
+impl Value {
+    /// A float value of declared type `dtype`.
+    pub fn floats(dtype: Dtype, shape: &[usize], v: impl Into<Buf<f32>>) -> Self {
+        Self { dtype, shape: shape.to_vec(), data: Elements::Floats(v.into()) }
+    }
+
+    /// An integer or bool value of declared type `dtype`.
+    pub fn ints(dtype: Dtype, shape: &[usize], v: impl Into<Buf<i32>>) -> Self {
+        Self { dtype, shape: shape.to_vec(), data: Elements::Ints(v.into()) }
+    }
+
+    /// The same elements under another shape of as many elements.
+    pub fn reshaped(self, shape: Vec<usize>) -> Self {
+        debug_assert_eq!(shape.iter().product::<usize>(), self.len());
+        Self { shape, ..self }
+    }
+
+    /// The number of elements.
+    pub fn len(&self) -> usize {
+        self.shape.iter().product()
+    }
+
+    /// The float elements.
+    pub fn f32s(&self) -> Result<&[f32], Fault> {
+        match &self.data {
+            Elements::Floats(b) => Ok(b),
+            _ => Err(Fault::new(format!("expected a float operand, found {}", self.dtype))),
+        }
+    }
+
+    /// The integer or bool elements.
+    pub fn i32s(&self) -> Result<&[i32], Fault> {
+        match &self.data {
+            Elements::Ints(b) => Ok(b),
+            _ => Err(Fault::new(format!("expected an integer or bool operand, found {}", self.dtype))),
+        }
+    }
+}
+
+/// The number of elements of a shape, if it fits.
+pub fn elements(shape: &[usize]) -> Result<usize, Fault> {
+    shape
+        .iter()
+        .try_fold(1usize, |n, &d| n.checked_mul(d))
+        .filter(|&n| n <= isize::MAX as usize / 8)
+        .ok_or_else(|| Fault::new(format!("shape {shape:?} has too many elements")))
+}
+
+/// Row-major strides of a shape.
+pub fn strides(shape: &[usize]) -> Vec<usize> {
+    let mut strides = vec![1; shape.len()];
+    for i in (1..shape.len()).rev() {
+        strides[i - 1] = strides[i] * shape[i];
+    }
+    strides
+}
+
+/// `axis`, counted from the end if negative, within `rank` dimensions.
+pub fn axis_of(axis: i32, rank: usize) -> Result<usize, Fault> {
+    let a = if axis < 0 { axis as i64 + rank as i64 } else { axis as i64 };
+    usize::try_from(a)
+        .ok()
+        .filter(|&a| a < rank)
+        .ok_or_else(|| Fault::new(format!("axis {axis} is out of range for rank {rank}")))
+}
