@@ -3,7 +3,7 @@
 A judge that cannot refuse proves nothing. coremltools itself writes a small two-function bundle from the miniature's weights
 in each weight mode; the judges must pass it, and must refuse it once each of these is done to it: a value off by one, a scale
 off by one, per-tensor scales where per-channel ones are meant, a row of the source left out, a blob cut short, a description
-that disagrees with the program, a shifted embedding.
+that disagrees with the program, a shifted embedding. A stand-in for the binary answers from the goldens, rightly and not.
 """
 
 import pathlib
@@ -18,6 +18,7 @@ from judge import WEIGHTS, ct, model_of
 
 HERE = pathlib.Path(__file__).resolve().parent
 SOURCE = HERE.parent / "fixtures" / "miniature" / "miniature-f16.gguf"
+PROMPTS = SOURCE.parent / "prompts.jsonl"
 MODEL = pathlib.Path("Data", "com.apple.CoreML", "model.mlmodel")
 
 
@@ -78,6 +79,24 @@ def describe_wrongly(package):
     (package / MODEL).write_bytes(spec.SerializeToString())
 
 
+ANSWERING = """#!{python}
+import json, sys
+golden = [json.loads(line) for line in open({golden!r}, encoding="utf-8")]
+for record in golden:
+    ids = record["expected_ids"]
+    if record["id"] == {wrong}:
+        ids = ids[:2] + [ids[2] + 1]
+    print(json.dumps({{"id": record["id"], "prompt_ids": record["prompt_ids"], "ids": ids}}))
+"""
+
+
+def answering(path, wrong):
+    """A program in the binary's place whose answer to the prompt of that id is wrong."""
+    path.write_text(ANSWERING.format(python=sys.executable, golden=str(PROMPTS), wrong=wrong))
+    path.chmod(0o755)
+    return path
+
+
 def main():
     failures = []
 
@@ -121,6 +140,9 @@ def main():
         expect(1, "fp16 where int8 is meant", "weights.py", fp16, "--mode", "int8", *against)
         expect(1, "an int8 value off by one", "weights.py", damaged(channel, nudge, "int8", 7), "--mode", "int8-channel", *against)
         expect(1, "a scale off by one", "weights.py", damaged(channel, nudge, "fp16", 0), "--mode", "int8-channel", *against)
+        right, wrong = answering(work / "right", None), answering(work / "wrong", 5)
+        expect(0, "right answers", "answers.py", right, fp16, PROMPTS, "--from", "ids")
+        expect(1, "one wrong token in forty answers", "answers.py", wrong, fp16, PROMPTS, "--from", "messages")
     if failures:
         sys.exit(f"the judges are wrong about: {', '.join(failures)}")
 
