@@ -55,6 +55,17 @@ impl<'a> Writer<'a> {
         self
     }
 
+    /// Removes a key.
+    pub fn remove_key(&mut self, name: &str) -> &mut Self {
+        let kept = self.metadata.iter().filter(|(key, _)| *key != name);
+        let kept: Vec<(String, Value)> = kept.map(|(key, value)| (key.to_owned(), value.clone())).collect();
+        self.metadata = Metadata::default();
+        for (key, value) in kept {
+            self.metadata.insert(key, value);
+        }
+        self
+    }
+
     /// Adds a tensor from its blocks. `shape` is outermost first.
     pub fn tensor(&mut self, name: &str, shape: &[usize], ty: BlockType, bytes: impl Into<Cow<'a, [u8]>>) -> &mut Self {
         let bytes = bytes.into();
