@@ -10,9 +10,11 @@ pub mod ir;
 mod literal;
 pub mod names;
 pub mod ops;
+pub mod package;
 pub mod text;
 mod validate;
 
 pub use build::{BuildError, FunctionBuilder, Operand, program};
+pub use package::{OpenError, ReadError, WriteError, Written, open, read, write};
 pub use diag::{Diagnostic, Report, Severity};
 pub use validate::{Valid, validate, validate_foreign};
