@@ -201,6 +201,11 @@ pub enum Logits {
 }
 
 impl Session<'_> {
+    /// The contract of the bundle it runs on.
+    pub fn contract(&self) -> &Contract {
+        self.engine.contract()
+    }
+
     /// Positions in use.
     pub fn position(&self) -> usize {
         self.position

@@ -22,12 +22,14 @@ use crate::structure::{self, Structure};
 pub const DEFAULT_CONTEXT: usize = 2048;
 
 /// What the person who builds chooses, and the contract records.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
     /// Positions of the cache; [`DEFAULT_CONTEXT`] or the model's own limit, whichever is less, where `None`.
     pub context: Option<usize>,
     /// How projections are stored.
     pub weights: WeightMode,
+    /// Tokens that end a turn, as the tokenizer's reader gathers them; the source's own end of sequence is always one.
+    pub stop: BTreeSet<u32>,
 }
 
 /// Reads everything and checks it against the tensors.
@@ -35,7 +37,7 @@ pub(crate) fn read(
     source: &Gguf,
     architecture: &dyn Architecture,
     keys: &Keys<'_>,
-    options: Options,
+    options: &Options,
 ) -> Result<(Contract, Structure), Error> {
     refuse_what_is_not_lowered(keys)?;
     let structure = Structure::find(source);
@@ -92,7 +94,7 @@ pub(crate) fn read(
         tied: structure.tied,
         biases: structure.biases,
         embedding_scale: 1.0,
-        tokens: tokens(keys, vocab)?,
+        tokens: tokens(keys, vocab, options)?,
         context,
         context_max,
         weights: options.weights,
@@ -245,28 +247,7 @@ fn factors(source: &Gguf, name: &str, dim: usize) -> Result<Vec<f32>, Error> {
     }
 }
 
-/// Control tokens that end a turn in the templates of known models, whatever the file's own keys say.
-const END_OF_TURN: [&str; 14] = [
-    "<|end|>",
-    "<|endoftext|>",
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<|end_of_text|>",
-    "<|end_of_role|>",
-    "<end_of_turn>",
-    "<end_of_utterance>",
-    "<｜end▁of▁sentence｜>",
-    "<|END_OF_TURN_TOKEN|>",
-    "<EOT>",
-    "<|return|>",
-    "</s>",
-];
-
-/// `tokenizer.ggml.token_type` of control tokens.
-const CONTROL: i32 = 3;
-
-fn tokens(keys: &Keys<'_>, vocab: usize) -> Result<Tokens, Error> {
+fn tokens(keys: &Keys<'_>, vocab: usize, options: &Options) -> Result<Tokens, Error> {
     let metadata = keys.metadata();
     let names = metadata.strings("tokenizer.ggml.tokens")?;
     if names.len() != vocab {
@@ -290,13 +271,11 @@ fn tokens(keys: &Keys<'_>, vocab: usize) -> Result<Tokens, Error> {
     metadata.u32(EOS)?;
     let eos = id(EOS)?.expect("present: read just above");
     let bos = id("tokenizer.ggml.bos_token_id")?;
-    let mut stop = BTreeSet::from([eos]);
-    stop.extend(id("tokenizer.ggml.eot_token_id")?);
-    stop.extend(id("tokenizer.ggml.eom_token_id")?);
-    // A text token that happens to be spelled so is no stop: the file must call it control.
-    if let Some(types) = optional(metadata.i32s("tokenizer.ggml.token_type"))? {
-        let ends = |(_, (name, ty)): &(usize, (&String, &i32))| **ty == CONTROL && END_OF_TURN.contains(&name.as_str());
-        stop.extend(names.iter().zip(types.iter()).enumerate().filter(ends).map(|(i, _)| i as u32));
+    let mut stop = options.stop.clone();
+    stop.insert(eos);
+    if let Some(id) = stop.iter().find(|&&id| id as usize >= vocab) {
+        let reason = format!("a stop token {id} is outside the vocabulary of {vocab}");
+        return Err(Error::Key { key: "tokenizer.ggml.tokens".into(), value: format!("{} tokens", names.len()), reason });
     }
     keys.note("tokens", "keys tokenizer.ggml.*_token_id, and control tokens known to end a turn");
     Ok(Tokens { bos, eos, stop })

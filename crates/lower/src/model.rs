@@ -27,7 +27,7 @@ pub struct Model {
 
 impl Model {
     /// Reads the contract and holds every tensor to it. Nothing is dequantised yet.
-    pub fn new(source: Arc<Gguf>, file_name: &str, options: Options) -> Result<Self, Error> {
+    pub fn new(source: Arc<Gguf>, file_name: &str, options: &Options) -> Result<Self, Error> {
         let name = source.metadata().str("general.architecture")?;
         let architecture = arch::find(name).ok_or_else(|| Error::Architecture {
             found: name.to_owned(),
