@@ -24,7 +24,8 @@ fn crates_depend_on_what_the_architecture_says() {
     let metadata = MetadataCommand::new().manifest_path(root.join("Cargo.toml")).no_deps().exec().unwrap();
     let folder = |path: &Path| path.file_name().unwrap().to_str().unwrap().to_owned();
     let mut found = BTreeMap::new();
-    for package in &metadata.packages {
+    let crates = root.join("crates");
+    for package in metadata.packages.iter().filter(|p| p.manifest_path.as_std_path().starts_with(&crates)) {
         let ours = package.dependencies.iter().filter(|d| d.kind == DependencyKind::Normal);
         let ours = ours.filter_map(|d| d.path.as_ref()).map(|p| folder(p.as_std_path())).collect();
         found.insert(folder(package.manifest_path.parent().unwrap().as_std_path()), ours);
