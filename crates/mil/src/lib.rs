@@ -5,6 +5,7 @@
 //! ([`package::write`]) or executed. What is valid is said once, by the op table ([`ops`]) and by the rules at the head of the validator.
 
 pub mod build;
+pub mod decode;
 pub mod diag;
 pub mod ir;
 mod literal;

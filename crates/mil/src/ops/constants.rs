@@ -151,18 +151,24 @@ pub(super) const OPS: &[OpSpec] = &[
         name: "constexpr_cast",
         opset: Opset::CoreMl6,
         place: Place::Attributes,
-        params: &[Param::required("source_val", F16S).constant(), Param::required("output_dtype", STR).constant()],
-        infer: |call| {
-            let dtype = call.const_str("output_dtype")?;
-            if dtype != "fp32" {
-                return Err(TypeError::new("argument-value", format!("`output_dtype` is {dtype:?}, only fp32 is known")));
-            }
-            Ok(vec![TensorType { dtype: Dtype::F32, shape: call.ty("source_val")?.shape.clone() }])
-        },
+        params: CAST,
+        infer: cast,
         doc: "fp16 stored, fp32 meant.",
         ..CONSTEXPR
     },
+    OpSpec { name: "constexpr_cast", params: CAST, infer: cast, doc: "fp16 stored, fp32 meant.", ..CONSTEXPR },
 ];
+
+const CAST: &[Param] =
+    &[Param::required("source_val", F16S).constant(), Param::required("output_dtype", STR).constant()];
+
+fn cast(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
+    let dtype = call.const_str("output_dtype")?;
+    if dtype != "fp32" {
+        return Err(err("argument-value", format!("`output_dtype` is {dtype:?}, only fp32 is known")));
+    }
+    Ok(vec![TensorType { dtype: Dtype::F32, shape: call.ty("source_val")?.shape.clone() }])
+}
 
 fn err(rule: &'static str, message: impl Into<String>) -> TypeError {
     TypeError::new(rule, message)
