@@ -3,6 +3,7 @@ pub mod portable;
 pub mod runtime;
 pub mod tensor;
 
+pub use anemone_mil::ir::Dtype;
 pub use portable::{Numerics, Options, Portable, PortableModel};
 pub use runtime::{Error, Model, Port, Runtime, Signature, State};
 pub use tensor::{Data, Tensor};

@@ -72,7 +72,12 @@ impl Tensor {
     /// # Panics
     /// If the data has not as many elements as the shape says.
     pub fn new(shape: &[usize], data: Data) -> Self {
-        assert_eq!(shape.iter().product::<usize>(), data.len(), "tensor of shape {shape:?} from {} elements", data.len());
+        assert_eq!(
+            shape.iter().product::<usize>(),
+            data.len(),
+            "tensor of shape {shape:?} from {} elements",
+            data.len()
+        );
         Self { shape: shape.to_vec(), data }
     }
 

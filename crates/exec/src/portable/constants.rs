@@ -7,7 +7,11 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
-use anemone_mil::ir::{Dtype, Literal, Payload};
+use anemone_mil::decode::{self, Dense};
+use anemone_mil::ir::{Arg, Dtype, Literal, Payload};
+use anemone_mil::ops::{self, Call};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 use super::Fault;
 use super::value::{Elements, Halves, Value, elements};
@@ -59,11 +63,6 @@ impl Constant {
     pub fn text(&self) -> Option<&str> {
         self.0.literal.to_str()
     }
-
-    /// The literal.
-    pub fn literal(&self) -> &Literal {
-        &self.0.literal
-    }
 }
 
 fn shape_of(literal: &Literal) -> Result<Vec<usize>, Fault> {
@@ -97,44 +96,116 @@ fn widened(literal: &Literal) -> Result<Value, Fault> {
     if stored == elements(&shape)? { Ok(value) } else { Err(unsupported()) }
 }
 
-/// What makes two literals one: the bytes they share.
+/// What makes two literals one.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Identity {
+enum Identity {
     /// A blob of a mapped file: the file's address and the record.
     Blob(usize, u64),
-    /// Bytes in memory, by address.
-    Bytes(usize),
+    /// Large bytes in memory, by address.
+    Address(usize),
+    /// Small bytes in memory, such as a scale that every function spells out for itself.
+    Content(Vec<u8>),
 }
 
-impl Identity {
-    /// The identity of a literal's bytes, with the type they are read as.
-    pub fn of(literal: &Literal) -> Option<(Self, String)> {
-        let identity = match &literal.payload {
-            Payload::Blob(b) => Identity::Blob(Arc::as_ptr(&b.file) as usize, b.record),
-            Payload::Bytes(b) => Identity::Bytes(Arc::as_ptr(b) as *const u8 as usize),
-            _ => return None,
-        };
-        Some((identity, literal.ty.to_string()))
-    }
-}
+/// Bytes up to this many are compared, not located.
+const COMPARED: usize = 1 << 12;
 
-/// Constants of a package by what they are made of, so that functions which share weights share what is made of them.
+/// What a constant is made of: the op and parameter, the bytes, and the type they are read as.
+type Recipe = Vec<(String, Identity, String)>;
+
+/// Constants by what they are made of, so that functions which share weights share what is made of them.
 #[derive(Default)]
-pub struct Shared(BTreeMap<Vec<(String, Identity, String)>, Vec<Constant>>);
+pub struct Shared {
+    made: BTreeMap<Recipe, Vec<Constant>>,
+    /// Bytes that decompressed weights occupy.
+    pub bytes: usize,
+}
 
 impl Shared {
-    /// The constants made of `parts` (role, bytes, type), made by `make` if this is the first time.
-    pub fn get_or_make(
-        &mut self,
-        parts: Option<Vec<(String, Identity, String)>>,
-        make: impl FnOnce() -> Result<Vec<Constant>, Fault>,
-    ) -> Result<Vec<Constant>, Fault> {
-        let Some(parts) = parts else { return make() };
-        if let Some(known) = self.0.get(&parts) {
-            return Ok(known.clone());
+    /// The constants that a `const` or `constexpr` op defines. Weights are decompressed as long as all of them, and what it
+    /// takes to decompress them, fit into `limit` bytes.
+    pub fn of(&mut self, call: &Call<'_>, limit: usize) -> Result<Vec<Constant>, Fault> {
+        let mut recipe = Recipe::new();
+        let known = add_to_recipe(call, &mut recipe, 0).is_some();
+        if known && let Some(made) = self.made.get(&recipe) {
+            return Ok(made.clone());
         }
-        let made = make()?;
-        self.0.insert(parts, made.clone());
+        let made = match call.op().attributes.get("val") {
+            Some(literal) => vec![Constant::new(literal.clone())],
+            None => self.decompressed(call, limit)?,
+        };
+        if known {
+            self.made.insert(recipe, made.clone());
+        }
         Ok(made)
     }
+
+    fn decompressed(&mut self, call: &Call<'_>, limit: usize) -> Result<Vec<Constant>, Fault> {
+        // On the way, elements and what they are made of are f32.
+        let n = call.outputs().map(|ty| ty.elements().unwrap_or(usize::MAX)).fold(0, usize::saturating_add);
+        if self.bytes.saturating_add(n.saturating_mul(12)) > limit {
+            return Err(Fault::new(format!("decompressing {n} elements exceeds the memory limit of {limit} bytes")));
+        }
+        let results = decode::results(call).map_err(|e| Fault::new(e.to_string()))?;
+        let constants: Vec<Constant> = results.into_iter().map(packed).collect::<Result<_, _>>()?;
+        self.bytes += constants.iter().map(|c| c.0.literal.bytes().map_or(0, <[u8]>::len)).sum::<usize>();
+        Ok(constants)
+    }
+}
+
+/// A decompressed weight as a literal of its own type: fp16 stays two bytes an element.
+fn packed(dense: Dense) -> Result<Constant, Fault> {
+    let Dense { ty, values } = dense;
+    let bytes: Vec<u8> = match ty.dtype {
+        Dtype::F16 => {
+            let mut bytes = Vec::with_capacity(values.len() * 2);
+            let mut block = [f16::ZERO; 256];
+            for values in values.chunks(block.len()) {
+                let block = &mut block[..values.len()];
+                block.convert_from_f32_slice(values);
+                bytes.extend(block.iter().flat_map(|h| h.to_le_bytes()));
+            }
+            bytes
+        }
+        Dtype::F32 => values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+        Dtype::I8 => values.iter().map(|&v| v as i8 as u8).collect(),
+        Dtype::U8 => values.iter().map(|&v| v as u8).collect(),
+        // Masks between sparse encodings: no kernel reads them.
+        _ => return Ok(Constant::new(Literal::bools(&[]))),
+    };
+    if ty.bytes() != Some(bytes.len()) {
+        return Err(Fault::new(format!("{} bytes for {ty}", bytes.len())));
+    }
+    Ok(Constant::new(Literal::from_bytes(ty, bytes)))
+}
+
+/// Adds what an op's results are made of; `None` where they cannot be compared.
+fn add_to_recipe(call: &Call<'_>, recipe: &mut Recipe, depth: usize) -> Option<()> {
+    let op = call.op();
+    let literals = op.attributes.iter().map(|(name, literal)| (name, Arg::Literal(literal.clone())));
+    let inputs = op.inputs.iter().flat_map(|(name, args)| args.iter().map(move |arg| (name, arg.clone())));
+    for (name, arg) in literals.chain(inputs) {
+        let role = format!("{}.{name}", op.kind);
+        match arg {
+            Arg::Literal(literal) => {
+                let identity = match &literal.payload {
+                    Payload::Blob(b) => Identity::Blob(Arc::as_ptr(&b.file) as usize, b.record),
+                    Payload::Bytes(b) if b.len() <= COMPARED => Identity::Content(b.to_vec()),
+                    Payload::Bytes(b) => Identity::Address(Arc::as_ptr(b).cast::<u8>() as usize),
+                    Payload::Strings(s) => Identity::Content(s.join("\0").into_bytes()),
+                    Payload::Aggregate(_) | Payload::Deferred(_) => return None,
+                };
+                recipe.push((role, identity, literal.ty.to_string()));
+            }
+            Arg::Value(id) => {
+                let source = call.scope().definition(id).filter(|_| depth < 8)?;
+                let spec = ops::spec_in(&source.kind, call.opset()).filter(|s| s.is_constant())?;
+                // Which of its results is used matters as much as what they are made of.
+                let which = source.outputs.iter().position(|&o| o == id)?;
+                recipe.push((role, Identity::Content(vec![which as u8]), source.kind.clone()));
+                add_to_recipe(&Call::new(spec, source, call.scope(), call.opset()), recipe, depth + 1)?;
+            }
+        }
+    }
+    Some(())
 }

@@ -75,11 +75,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            threads: available_parallelism().map_or(1, usize::from),
-            memory_limit: 64 << 30,
-            headroom: false,
-        }
+        Self { threads: available_parallelism().map_or(1, usize::from), memory_limit: 64 << 30, headroom: false }
     }
 }
 
@@ -98,9 +94,9 @@ impl Portable {
 
     /// As [`Runtime::load`], for callers that need what only this runtime's models tell.
     pub fn load_portable(&self, package: &Path) -> Result<PortableModel, Error> {
-        let refused =
-            |reason: String| Error::Package { package: package.display().to_string(), reason };
-        let _ = refused; todo!()
+        let (program, _) = anemone_mil::open(package)
+            .map_err(|e| Error::Package { package: package.display().to_string(), reason: e.to_string() })?;
+        self.prepare(&program)
     }
 
     /// Prepares a valid program that need not come from a file.
@@ -116,7 +112,7 @@ impl Portable {
             .iter()
             .map(|s| s.ty.elements().unwrap_or(usize::MAX).saturating_mul(4))
             .fold(0, usize::saturating_add);
-        let fixed = states.saturating_add(planner.constant_bytes);
+        let fixed = states.saturating_add(planner.constants.bytes);
         for f in &functions {
             if fixed.saturating_add(f.plan.peak) > self.options.memory_limit {
                 return Err(Error::Unsupported {
@@ -124,7 +120,7 @@ impl Portable {
                     op: "the whole".to_owned(),
                     reason: format!(
                         "{} bytes of constants, {states} of states and {} of values exceed the limit of {}",
-                        planner.constant_bytes, f.plan.peak, self.options.memory_limit
+                        planner.constants.bytes, f.plan.peak, self.options.memory_limit
                     ),
                 });
             }
@@ -196,8 +192,7 @@ fn port(name: &str, ty: &TensorType) -> Port {
 }
 
 fn signature(function: &Function) -> Signature {
-    let mut signature =
-        Signature { name: function.name.clone(), inputs: vec![], outputs: vec![], states: vec![] };
+    let mut signature = Signature { name: function.name.clone(), inputs: vec![], outputs: vec![], states: vec![] };
     for &id in &function.inputs {
         let value = function.value(id);
         match &value.ty {

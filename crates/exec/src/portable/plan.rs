@@ -9,13 +9,12 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use anemone_mil::ir::{Arg, Dtype, Function, Op, TensorType, ValueId, ValueType};
 use anemone_mil::Valid;
-use anemone_mil::ops::Call;
+use anemone_mil::ir::{Arg, Dtype, Function, Op, TensorType, ValueId, ValueType};
 use anemone_mil::text::op_line;
 
 use super::Fault;
-use super::constants::{Constant, Identity, Shared};
+use super::constants::{Constant, Shared};
 use super::headroom;
 use super::kernel::{Kernel, Operand, Site};
 use super::kernels;
@@ -113,12 +112,10 @@ pub struct StateSpec {
 /// Builds plans for the functions of one package.
 #[derive(Default)]
 pub struct Planner {
-    /// Weights that functions share.
-    shared: Shared,
-    /// The package's states, in name order of first appearance.
+    /// Constants, shared between functions.
+    pub constants: Shared,
+    /// The package's states, in the order of their first appearance.
     pub states: Vec<StateSpec>,
-    /// Bytes that constants occupy beyond what the package's own file holds.
-    pub constant_bytes: usize,
 }
 
 /// An error about an op that cannot be executed.
@@ -132,14 +129,18 @@ impl Planner {
         let function = &program.functions[index];
         let states = self.bind_states(function)?;
 
+        let used = used_at_run_time(program, index);
         let mut constants: HashMap<ValueId, Constant> = HashMap::new();
         let mut drafts = Vec::new();
         for (i, op) in function.ops.iter().enumerate() {
             let fail = |fault| unsupported(function, op, fault);
             let call = program.call(index, i);
             if call.spec().is_constant() {
-                let values = self.constants(call, &constants, limit).map_err(fail)?;
-                constants.extend(op.outputs.iter().copied().zip(values));
+                // What only feeds other encodings is decompressed with them.
+                if op.outputs.iter().any(|id| used.contains(id)) {
+                    let values = self.constants.of(&call, limit).map_err(fail)?;
+                    constants.extend(op.outputs.iter().copied().zip(values));
+                }
                 continue;
             }
             drafts.push(match op.kind.as_str() {
@@ -181,20 +182,6 @@ impl Planner {
         Ok(assign(function, drafts, outputs))
     }
 
-    /// The constants that an op defines.
-    fn constants(
-        &mut self,
-        call: Call<'_>,
-        known: &HashMap<ValueId, Constant>,
-        limit: usize,
-    ) -> Result<Vec<Constant>, Fault> {
-        let op = call.op();
-        if let Some(literal) = op.attributes.get("val") {
-            return Ok(vec![Constant::new(literal.clone())]);
-        }
-        Err(Fault::new("TODO"))
-    }
-
     /// The function's states as indices into the package's.
     fn bind_states(&mut self, function: &Function) -> Result<BTreeMap<ValueId, usize>, Error> {
         let mut bound = BTreeMap::new();
@@ -211,7 +198,9 @@ impl Planner {
             }
             let index = match self.states.iter().position(|s| s.name == value.name) {
                 Some(i) if self.states[i].ty == *ty => i,
-                Some(i) => return Err(refuse(format!("it is {ty} here, and {} in another function", self.states[i].ty))),
+                Some(i) => {
+                    return Err(refuse(format!("it is {ty} here, and {} in another function", self.states[i].ty)));
+                }
                 None => {
                     self.states.push(StateSpec { name: value.name.clone(), ty: ty.clone() });
                     self.states.len() - 1
@@ -221,6 +210,18 @@ impl Planner {
         }
         Ok(bound)
     }
+}
+
+/// The values that ops which run, and the function's callers, see.
+fn used_at_run_time(program: &Valid, index: usize) -> BTreeSet<ValueId> {
+    let function = &program.functions[index];
+    let running = (0..function.ops.len()).filter(|&i| !program.spec(index, i).is_constant());
+    let args = running.flat_map(|i| function.ops[i].inputs.values().flatten());
+    let values = args.filter_map(|arg| match arg {
+        Arg::Value(id) => Some(*id),
+        Arg::Literal(_) => None,
+    });
+    values.chain(function.outputs.iter().copied()).collect()
 }
 
 /// Whether a slice begins inside the last axis, as far as that is known.

@@ -58,9 +58,8 @@ pub fn shard(name: &str, dims: Dims, tokens: usize) -> Function {
         .map(|i| ["k", "v"].map(|c| b.state(&format!("{c}_cache_{i}"), f16(&[1, kv_heads, s, head_dim])).unwrap()))
         .collect();
     let ints = |v: &[i32]| Literal::i32s(v);
-    let weight = |r: &mut Random, o: usize, i: usize| {
-        Literal::f16s(&[o, i, 1, 1], &r.floats(o * i, 1.7 / (i as f32).sqrt()))
-    };
+    let weight =
+        |r: &mut Random, o: usize, i: usize| Literal::f16s(&[o, i, 1, 1], &r.floats(o * i, 1.7 / (i as f32).sqrt()));
     macro_rules! op {
         ($kind:literal, $name:expr, $($param:ident = $value:expr),*) => {
             b.op($kind, &$name, &[$((stringify!($param), $value.into())),*]).unwrap()
@@ -78,7 +77,13 @@ pub fn shard(name: &str, dims: Dims, tokens: usize) -> Function {
                 let name: String = $name;
                 let scaled = op!("mul", format!("{name}_scaled"), x = $x, y = Literal::f16(1.0 / 16.0));
                 let square = op!("pow", format!("{name}_square"), x = scaled, y = Literal::f16(2.0));
-                let mean = op!("reduce_mean", format!("{name}_mean"), x = square, axes = ints(&[1]), keep_dims = Literal::bool(true));
+                let mean = op!(
+                    "reduce_mean",
+                    format!("{name}_mean"),
+                    x = square,
+                    axes = ints(&[1]),
+                    keep_dims = Literal::bool(true)
+                );
                 let safe = op!("add", format!("{name}_safe"), x = mean, y = Literal::f16(1e-5));
                 let scale = op!("rsqrt", format!("{name}_rsqrt"), x = safe, epsilon = Literal::f16(1e-7));
                 let normed = op!("mul", format!("{name}_normed"), x = scaled, y = scale);
@@ -90,7 +95,12 @@ pub fn shard(name: &str, dims: Dims, tokens: usize) -> Function {
         let rows = (heads + 2 * kv_heads) * head_dim;
         let qkv = op!("conv", format!("qkv_{i}"), x = normed, weight = weight(&mut r, rows, d));
         // [1, rows, t, 1] -> [1, heads + 2 kv, t, head_dim]
-        let split = op!("reshape", format!("split_{i}"), x = qkv, shape = ints(&[1, (heads + 2 * kv_heads) as i32, head_dim as i32, t as i32]));
+        let split = op!(
+            "reshape",
+            format!("split_{i}"),
+            x = qkv,
+            shape = ints(&[1, (heads + 2 * kv_heads) as i32, head_dim as i32, t as i32])
+        );
         let byhead = op!("transpose", format!("byhead_{i}"), x = split, perm = ints(&[0, 1, 3, 2]));
         let parts = b
             .ops_multi(
@@ -153,7 +163,12 @@ pub fn shard(name: &str, dims: Dims, tokens: usize) -> Function {
         }
         let all = op!("concat", format!("all_{i}"), values = attended, axis = Literal::i32(1));
         let columns = op!("transpose", format!("columns_{i}"), x = all, perm = ints(&[0, 1, 3, 2]));
-        let flat = op!("reshape", format!("flat_{i}"), x = columns, shape = ints(&[1, (heads * head_dim) as i32, t as i32, 1]));
+        let flat = op!(
+            "reshape",
+            format!("flat_{i}"),
+            x = columns,
+            shape = ints(&[1, (heads * head_dim) as i32, t as i32, 1])
+        );
         let out = op!("conv", format!("out_{i}"), x = flat, weight = weight(&mut r, d, heads * head_dim));
         hidden = op!("add", format!("residual_{i}"), x = hidden, y = out);
         let gamma = Literal::f16s(&[d, 1, 1], &r.floats(d, 1.0));
@@ -190,8 +205,7 @@ pub fn inputs(model: &dyn Model, dims: Dims, first: usize, tokens: usize) -> Vec
     let float = model.float();
     let (half, s) = (dims.head_dim / 2, dims.context);
     let positions = first..first + tokens;
-    let embedding: Vec<Vec<f32>> =
-        positions.clone().map(|p| Random(1000 + p as u64).floats(dims.width, 2.0)).collect();
+    let embedding: Vec<Vec<f32>> = positions.clone().map(|p| Random(1000 + p as u64).floats(dims.width, 2.0)).collect();
     let x = (0..dims.width).flat_map(|c| embedding.iter().map(move |e| e[c])).collect();
     let angle = |p: usize, i: usize| p as f32 / 10000f32.powf(i as f32 / half as f32);
     let table = |f: fn(f32) -> f32| positions.clone().flat_map(|p| (0..half).map(move |i| f(angle(p, i)))).collect();

@@ -62,7 +62,12 @@ fn attention(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         let scale = 1.0 / (e as f32).sqrt();
         let (qs, ks, vs) = (q.f32s()?, k.f32s()?, v.f32s()?);
         for b in 0..batch {
-            times_transposed(Sizes { m: l, k: e, n: s }, &qs[b * l * e..], &ks[b * s * e..(b + 1) * s * e], &mut scores);
+            times_transposed(
+                Sizes { m: l, k: e, n: s },
+                &qs[b * l * e..],
+                &ks[b * s * e..(b + 1) * s * e],
+                &mut scores,
+            );
             scores.iter_mut().for_each(|v| *v *= scale);
             if let Some(added) = &added {
                 scores.iter_mut().zip(&added[b * l * s..]).for_each(|(v, a)| *v += a);
@@ -72,7 +77,9 @@ fn attention(site: &mut Site<'_>) -> Result<Kernel, Fault> {
             times(Sizes { m: l, k: s, n: ev }, &scores, &vs[b * s * ev..], out);
         }
         context.give(scores);
-        added.map_or((), |a| context.give(a));
+        if let Some(added) = added {
+            context.give(added);
+        }
         Ok(vec![Value::floats(q.dtype, &shape, out)])
     })
 }

@@ -68,7 +68,9 @@ impl Axis {
                 let padded = input.saturating_add(before).saturating_add(after);
                 match padded.checked_sub(reach) {
                     Some(room) => (before, room / stride + 1),
-                    None => return Err(Fault::new(format!("a kernel of reach {reach} does not fit {padded} elements"))),
+                    None => {
+                        return Err(Fault::new(format!("a kernel of reach {reach} does not fit {padded} elements")));
+                    }
                 }
             }
         };
@@ -107,7 +109,8 @@ fn patches(x: &[f32], channels: usize, axes: &[Axis; 3], range: Range<usize>, ou
                     let line = d.source(at[0], kd).zip(h.source(at[1], kh));
                     for kw in 0..w.kernel {
                         let source = line.zip(w.source(at[2], kw));
-                        let value = source.map_or(0.0, |((id, ih), iw)| x[c * plane + (id * h.input + ih) * w.input + iw]);
+                        let value =
+                            source.map_or(0.0, |((id, ih), iw)| x[c * plane + (id * h.input + ih) * w.input + iw]);
                         if let Some(cell) = cells.next() {
                             *cell = value;
                         }

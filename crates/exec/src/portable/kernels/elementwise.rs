@@ -22,7 +22,17 @@ pub fn lookup(kind: &str) -> Option<Prepare> {
         "sigmoid" => |s| unary(s, sigmoid),
         "tanh" => |s| unary(s, f32::tanh),
         "relu" => |s| unary(s, |x| if x < 0.0 { 0.0 } else { x }),
-        "relu6" => |s| unary(s, |x| if x < 0.0 { 0.0 } else if x > 6.0 { 6.0 } else { x }),
+        "relu6" => |s| {
+            unary(s, |x| {
+                if x < 0.0 {
+                    0.0
+                } else if x > 6.0 {
+                    6.0
+                } else {
+                    x
+                }
+            })
+        },
         "exp" => |s| unary(s, f32::exp),
         "exp2" => |s| unary_any(s, f32::exp2, |x| f64::from(x).exp2() as i32),
         "sqrt" => |s| unary(s, f32::sqrt),
@@ -43,7 +53,21 @@ pub fn lookup(kind: &str) -> Option<Prepare> {
         "softplus" => |s| unary(s, |x| x.max(0.0) + (-x.abs()).exp().ln_1p()),
         "abs" => |s| unary_any(s, f32::abs, i32::wrapping_abs),
         "square" => |s| unary_any(s, |x| x * x, |x| x.wrapping_mul(x)),
-        "sign" => |s| unary_any(s, |x| if x > 0.0 { 1.0 } else if x < 0.0 { -1.0 } else { x }, i32::signum),
+        "sign" => |s| {
+            unary_any(
+                s,
+                |x| {
+                    if x > 0.0 {
+                        1.0
+                    } else if x < 0.0 {
+                        -1.0
+                    } else {
+                        x
+                    }
+                },
+                i32::signum,
+            )
+        },
         "rsqrt" => |s| unary_epsilon(s, |x, eps| 1.0 / (x + eps).sqrt()),
         "log" => |s| unary_epsilon(s, |x, eps| (x + eps).ln()),
         "inverse" => |s| unary_epsilon(s, |x, eps| 1.0 / (x + eps)),
@@ -54,7 +78,17 @@ pub fn lookup(kind: &str) -> Option<Prepare> {
         "scaled_tanh" => |s| unary_alpha_beta(s, |x, a, b| a * (b * x).tanh()),
         "sigmoid_hard" => |s| unary_alpha_beta(s, |x, a, b| (a * x + b).clamp(0.0, 1.0)),
         "linear_activation" => |s| unary_alpha_beta(s, |x, a, b| a * x + b),
-        "clip" => |s| unary_alpha_beta(s, |x, low, high| if x < low { low } else if x > high { high } else { x }),
+        "clip" => |s| {
+            unary_alpha_beta(s, |x, low, high| {
+                if x < low {
+                    low
+                } else if x > high {
+                    high
+                } else {
+                    x
+                }
+            })
+        },
         "clamped_relu" => |s| unary_alpha_beta(s, |x, a, b| if x < 0.0 { a * x } else { x }.min(b)),
         "gelu" => gelu,
         "logical_not" => |s| {
@@ -213,7 +247,13 @@ pub fn broadcast_shape(a: &[usize], b: &[usize]) -> Result<Vec<usize>, Fault> {
 }
 
 /// `out[i] = f(a[i], b[i])` over the broadcast shape.
-fn zip<T: Copy, R>(shape: &[usize], (a, a_shape): (&[T], &[usize]), (b, b_shape): (&[T], &[usize]), out: &mut [R], f: impl Fn(T, T) -> R) {
+fn zip<T: Copy, R>(
+    shape: &[usize],
+    (a, a_shape): (&[T], &[usize]),
+    (b, b_shape): (&[T], &[usize]),
+    out: &mut [R],
+    f: impl Fn(T, T) -> R,
+) {
     let walk = Walk::new(shape, [&broadcast(a_shape, shape), &broadcast(b_shape, shape), &dense(shape)]);
     let n = walk.row();
     let [sa, sb, _] = walk.steps();
@@ -245,7 +285,12 @@ fn update<T: Copy>(shape: &[usize], out: &mut [T], (b, b_shape): (&[T], &[usize]
 }
 
 /// Combines two values, in the memory of one of them where that is free.
-fn combine<T: Element>(context: &mut Context<'_>, mut a: Value, mut b: Value, f: impl Fn(T, T) -> T) -> Result<Value, Fault> {
+fn combine<T: Element>(
+    context: &mut Context<'_>,
+    mut a: Value,
+    mut b: Value,
+    f: impl Fn(T, T) -> T,
+) -> Result<Value, Fault> {
     let shape = broadcast_shape(&a.shape, &b.shape)?;
     if a.shape == shape
         && let Some(out) = T::buf(&mut a).and_then(|v| v.unique())
@@ -459,13 +504,24 @@ mod tests {
 
     #[test]
     fn erf_is_exact_to_single_precision() {
-        for (x, y) in [(0.0, 0.0), (0.1, 0.112_462_916), (0.5, 0.520_499_9), (1.0, 0.842_700_8), (2.0, 0.995_322_3), (-3.0, -0.999_977_9), (7.0, 1.0)] {
+        for (x, y) in [
+            (0.0, 0.0),
+            (0.1, 0.112_462_916),
+            (0.5, 0.520_499_9),
+            (1.0, 0.842_700_8),
+            (2.0, 0.995_322_3),
+            (-3.0, -0.999_977_9),
+            (7.0, 1.0),
+        ] {
             assert!((erf(x) - y).abs() <= 6e-8, "erf({x}) = {}, expected {y}", erf(x));
         }
     }
 
     #[test]
     fn floor_division_rounds_down() {
-        assert_eq!([floor_div(7, 2), floor_div(-7, 2), floor_div(7, -2), floor_div(-6, 2), floor_div(1, 0)], [3, -4, -4, -3, 0]);
+        assert_eq!(
+            [floor_div(7, 2), floor_div(-7, 2), floor_div(7, -2), floor_div(-6, 2), floor_div(1, 0)],
+            [3, -4, -4, -3, 0]
+        );
     }
 }

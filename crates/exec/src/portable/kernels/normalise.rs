@@ -2,10 +2,10 @@
 
 use crate::portable::Fault;
 use crate::portable::kernel::{Kernel, Prepare, Site};
-use crate::portable::value::{Value, axis_of};
+use crate::portable::value::{Elements, Value, axis_of};
 
 use super::reduce::{axes_of, blocks};
-use super::shape::transposed;
+use super::shape::{transposed, transposed_vec};
 
 /// The kernel of a normalising op.
 pub fn lookup(kind: &str) -> Option<Prepare> {
@@ -44,14 +44,11 @@ fn softmax(site: &mut Site<'_>) -> Result<Kernel, Fault> {
             perm.push(axis);
             let mut back = vec![0; rank];
             perm.iter().enumerate().for_each(|(i, &p)| back[p] = i);
-            let moved = transposed::<f32>(context, &x, &perm)?;
-            let mut rows = context.take::<f32>(moved.len())?;
-            rows.copy_from_slice(moved.f32s()?);
+            let (shape, mut rows) = transposed_vec::<f32>(context, &x, &perm)?;
             rows.chunks_exact_mut(n.max(1)).for_each(softmax_row);
-            let rows = Value::floats(x.dtype, &moved.shape, rows);
-            return Ok(vec![transposed::<f32>(context, &rows, &back)?]);
+            return Ok(vec![transposed::<f32>(context, &Value::floats(x.dtype, &shape, rows), &back)?]);
         }
-        if let crate::portable::value::Elements::Floats(b) = &mut x.data
+        if let Elements::Floats(b) = &mut x.data
             && let Some(own) = b.unique()
         {
             own.chunks_exact_mut(n.max(1)).for_each(softmax_row);
@@ -86,19 +83,15 @@ fn layer_norm(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         if [&gamma, &beta].into_iter().flatten().any(|v| v.len() != n) {
             return Err(Fault::new(format!("gamma or beta does not have {n} elements")));
         }
-        let mut rows = transposed::<f32>(context, x, &perm)?;
-        if let crate::portable::value::Elements::Floats(b) = &mut rows.data
-            && let Some(own) = b.unique()
-        {
-            for row in own.chunks_exact_mut(n.max(1)) {
-                let (mean, variance) = moments(row.iter().copied(), n);
-                let scale = 1.0 / (variance + epsilon).sqrt();
-                for (i, v) in row.iter_mut().enumerate() {
-                    *v = (*v - mean) * scale * gamma.as_ref().map_or(1.0, |g| g[i])
-                        + beta.as_ref().map_or(0.0, |b| b[i]);
-                }
+        let (shape, mut rows) = transposed_vec::<f32>(context, x, &perm)?;
+        for row in rows.chunks_exact_mut(n.max(1)) {
+            let (mean, variance) = moments(row.iter().copied(), n);
+            let scale = 1.0 / (variance + epsilon).sqrt();
+            for (i, v) in row.iter_mut().enumerate() {
+                *v = (*v - mean) * scale * gamma.as_ref().map_or(1.0, |g| g[i]) + beta.as_ref().map_or(0.0, |b| b[i]);
             }
         }
+        let rows = Value::floats(x.dtype, &shape, rows);
         let mut back = vec![0; rank];
         perm.iter().enumerate().for_each(|(i, &p)| back[p] = i);
         Ok(vec![if back.is_sorted() { rows } else { transposed::<f32>(context, &rows, &back)? }])
@@ -128,11 +121,7 @@ fn l2_norm(site: &mut Site<'_>) -> Result<Kernel, Fault> {
 }
 
 /// Per-channel scale and shift of a value whose dimension 1 is the channel: `f` gives both for a channel's elements.
-fn per_channel(
-    x: &Value,
-    out: &mut [f32],
-    f: impl Fn(usize, &[f32]) -> (f32, f32),
-) -> Result<(), Fault> {
+fn per_channel(x: &Value, out: &mut [f32], f: impl Fn(usize, &[f32]) -> (f32, f32)) -> Result<(), Fault> {
     let (channels, inner) = (x.shape[1], x.shape[2..].iter().product::<usize>().max(1));
     for (i, (row, out)) in x.f32s()?.chunks_exact(inner).zip(out.chunks_exact_mut(inner)).enumerate() {
         let (scale, shift) = f(i % channels, row);

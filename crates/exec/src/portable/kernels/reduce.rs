@@ -15,7 +15,9 @@ use super::shape::transposed;
 /// The kernel of a reduction.
 pub fn lookup(kind: &str) -> Option<Prepare> {
     Some(match kind {
-        "reduce_sum" => |s| reduce(s, Fold::new(0.0, |a, x| a + x), Some(IntFold { start: 0, step: i32::wrapping_add })),
+        "reduce_sum" => {
+            |s| reduce(s, Fold::new(0.0, |a, x| a + x), Some(IntFold { start: 0, step: i32::wrapping_add }))
+        }
         "reduce_mean" => |s| reduce(s, Fold { last: |a, n| a / n, ..Fold::new(0.0, |a, x| a + x) }, None),
         "reduce_max" => |s| {
             let larger = |a: f32, x: f32| if x > a || x.is_nan() { x } else { a };
@@ -25,7 +27,9 @@ pub fn lookup(kind: &str) -> Option<Prepare> {
             let smaller = |a: f32, x: f32| if x < a || x.is_nan() { x } else { a };
             reduce(s, Fold::new(f32::INFINITY, smaller), Some(IntFold { start: i32::MAX, step: i32::min }))
         },
-        "reduce_prod" => |s| reduce(s, Fold::new(1.0, |a, x| a * x), Some(IntFold { start: 1, step: i32::wrapping_mul })),
+        "reduce_prod" => {
+            |s| reduce(s, Fold::new(1.0, |a, x| a * x), Some(IntFold { start: 1, step: i32::wrapping_mul }))
+        }
         "reduce_sum_square" => |s| {
             let step = |a: i32, x: i32| a.wrapping_add(x.wrapping_mul(x));
             reduce(s, Fold::new(0.0, |a, x| a + x * x), Some(IntFold { start: 0, step }))

@@ -1,6 +1,7 @@
 //! Ops that rearrange: new shapes over the same elements, transposition, joining and repeating.
 
 use anemone_mil::ir::Dtype;
+use anemone_mil::ops::Opset;
 
 use crate::portable::Fault;
 use crate::portable::context::{Context, Element};
@@ -38,15 +39,17 @@ macro_rules! by_element {
 }
 pub(super) use by_element;
 
-/// The shape a `reshape` asks for: one -1 takes what is left, and zeros copy the input's dimension counted from the right.
-fn target(asked: &[i32], from: &[usize]) -> Result<Vec<usize>, Fault> {
+/// The shape a `reshape` asks for: one -1 takes what is left, and zeros copy the input's dimension at the same distance from
+/// the right, or from the left before iOS 17.
+fn target(asked: &[i32], from: &[usize], from_right: bool) -> Result<Vec<usize>, Fault> {
     let bad = || Fault::new(format!("cannot reshape {from:?} to {asked:?}"));
     let mut shape = Vec::with_capacity(asked.len());
     let mut free = None;
     for (i, &d) in asked.iter().enumerate() {
         shape.push(match d {
             -1 if free.replace(i).is_none() => 1,
-            0 => (i + from.len()).checked_sub(asked.len()).map_or(1, |i| from[i]),
+            0 if from_right => (i + from.len()).checked_sub(asked.len()).map_or(1, |i| from[i]),
+            0 => from.get(i).copied().unwrap_or(1),
             d => usize::try_from(d).map_err(|_| bad())?,
         });
     }
@@ -59,8 +62,9 @@ fn target(asked: &[i32], from: &[usize]) -> Result<Vec<usize>, Fault> {
 
 fn reshape(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     let (x, shape) = (site.operand("x")?, site.operand("shape")?);
+    let from_right = site.opset() >= Opset::CoreMl7;
     Kernel::moves(move |args, _| {
-        let shape = target(args.get(shape).i32s()?, &args.get(x).shape)?;
+        let shape = target(args.get(shape).i32s()?, &args.get(x).shape, from_right)?;
         Ok(vec![args.take(x).reshaped(shape)])
     })
 }
@@ -123,16 +127,31 @@ fn transpose(site: &mut Site<'_>) -> Result<Kernel, Fault> {
 
 /// A value with its axes in another order.
 pub fn transposed<T: Element>(context: &mut Context<'_>, x: &Value, perm: &[usize]) -> Result<Value, Fault> {
+    let (shape, out) = transposed_vec(context, x, perm)?;
+    Ok(Value { dtype: x.dtype, shape, data: T::wrap(out) })
+}
+
+/// The shape and elements of a value with its axes in another order.
+pub fn transposed_vec<T: Element>(
+    context: &mut Context<'_>,
+    x: &Value,
+    perm: &[usize],
+) -> Result<(Vec<usize>, Vec<T>), Fault> {
     let own = dense(&x.shape);
     let shape: Vec<usize> = perm.iter().map(|&p| x.shape[p]).collect();
     let steps: Vec<isize> = perm.iter().map(|&p| own[p]).collect();
     let mut out = context.take_shape::<T>(&shape)?;
     copy(&shape, (T::of(x)?, 0, &steps), (&mut out, 0, &dense(&shape)));
-    Ok(Value { dtype: x.dtype, shape, data: T::wrap(out) })
+    Ok((shape, out))
 }
 
 /// Joins values along an axis, or deals them out one by one along it if `interleave`.
-fn join<T: Element>(context: &mut Context<'_>, values: &[&Value], axis: usize, interleave: bool) -> Result<Value, Fault> {
+fn join<T: Element>(
+    context: &mut Context<'_>,
+    values: &[&Value],
+    axis: usize,
+    interleave: bool,
+) -> Result<Value, Fault> {
     let first = values[0];
     let mut shape = first.shape.clone();
     shape[axis] = 0;
@@ -280,7 +299,9 @@ fn padded<T: Element>(
         .shape
         .iter()
         .zip(amounts)
-        .map(|(d, (before, after))| d.checked_add(before + after).ok_or_else(|| Fault::new("the padded shape is too large")))
+        .map(|(d, (before, after))| {
+            d.checked_add(before + after).ok_or_else(|| Fault::new("the padded shape is too large"))
+        })
         .collect::<Result<_, _>>()?;
     let mut out = context.take_shape::<T>(&shape)?;
     out.fill(fill);

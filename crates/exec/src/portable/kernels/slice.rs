@@ -98,7 +98,10 @@ impl Bounds {
         let rank = shape.len();
         let (begin, end) = (args.get(self.begin).i32s()?, args.get(self.end).i32s()?);
         let per_dim = [&self.stride, &self.begin_mask, &self.end_mask, &self.squeeze_mask];
-        if begin.len() != rank || end.len() != rank || per_dim.iter().any(|p| p.as_ref().is_some_and(|p| p.len() != rank)) {
+        if begin.len() != rank
+            || end.len() != rank
+            || per_dim.iter().any(|p| p.as_ref().is_some_and(|p| p.len() != rank))
+        {
             return Err(Fault::new(format!("begin {begin:?}, end {end:?} or a mask does not fit shape {shape:?}")));
         }
         let masked = |m: &Option<Vec<i32>>, d: usize| m.as_ref().is_some_and(|m| m[d] != 0);
@@ -118,7 +121,8 @@ impl Bounds {
                 return Err(Fault::new("a stride of zero"));
             } else {
                 let (low, high) = if stride > 0 { (0, n) } else { (-1, n - 1) };
-                let b = if masked(&self.begin_mask, d) { if stride > 0 { 0 } else { n - 1 } } else { b.clamp(low, high) };
+                let b =
+                    if masked(&self.begin_mask, d) { if stride > 0 { 0 } else { n - 1 } } else { b.clamp(low, high) };
                 let e = if masked(&self.end_mask, d) {
                     if stride > 0 { n } else { -1 }
                 } else {
@@ -190,8 +194,7 @@ fn slice_update(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         let x = args.take(x);
         let update = args.get(update);
         let window = bounds.window(args, &x.shape)?;
-        let kept: Vec<usize> =
-            (0..x.shape.len()).filter(|&d| !bounds.squeezed(d)).map(|d| window.count[d]).collect();
+        let kept: Vec<usize> = (0..x.shape.len()).filter(|&d| !bounds.squeezed(d)).map(|d| window.count[d]).collect();
         if update.shape != kept || update.dtype != x.dtype {
             return Err(Fault::new(format!(
                 "the update is {}{:?}, the slice it replaces {}{kept:?}",

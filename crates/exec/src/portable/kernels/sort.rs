@@ -53,7 +53,13 @@ fn ordered<T: Element>(
     Ok((Value { dtype: x.dtype, shape, data: T::wrap(values) }, indices))
 }
 
-fn along(context: &mut Context<'_>, x: &Value, axis: usize, k: usize, ascending: bool) -> Result<(Value, Vec<i32>), Fault> {
+fn along(
+    context: &mut Context<'_>,
+    x: &Value,
+    axis: usize,
+    k: usize,
+    ascending: bool,
+) -> Result<(Value, Vec<i32>), Fault> {
     match x.data {
         Elements::Ints(_) if ascending => ordered(context, x, (axis, k), i32::cmp),
         Elements::Ints(_) => ordered(context, x, (axis, k), |a: &i32, b: &i32| b.cmp(a)),
