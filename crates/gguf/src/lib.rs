@@ -16,11 +16,12 @@ mod dequant;
 mod error;
 mod file;
 mod parse;
+pub mod simd;
 mod value;
 pub mod writer;
 
 pub use block::BlockType;
-pub use dequant::dequantize;
+pub use dequant::{dequantize, dequantize_with};
 pub use error::{Error, optional};
 pub use file::{Gguf, Tensor, TensorInfo};
 pub use value::{Array, Metadata, Value};

@@ -8,6 +8,7 @@ use super::half_at;
 
 /// Field `width` bits wide of element `i`, where each run of `run` bytes holds its lowest bits for `run` consecutive
 /// elements, then its next bits for the next `run`.
+#[inline(always)]
 fn strided(bytes: &[u8], run: usize, width: usize, i: usize) -> u8 {
     let per_run = run * (8 / width);
     let byte = bytes[i / per_run * run + i % run];
@@ -46,6 +47,7 @@ pub(super) fn q3_k(block: &[u8; 110], out: &mut [f32; 256]) {
 /// The six-bit scale and minimum of sub-block `sub`, of eight, packed in twelve bytes: the first four of each are the
 /// low six bits of bytes 0 to 7; the last four take their low nibbles from bytes 8 to 11 and their top two bits from
 /// what is left of the first eight.
+#[inline(always)]
 fn scale_and_minimum(packed: &[u8], sub: usize) -> (u8, u8) {
     if sub < 4 {
         (packed[sub] & 63, packed[sub + 4] & 63)
@@ -55,14 +57,21 @@ fn scale_and_minimum(packed: &[u8], sub: usize) -> (u8, u8) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q4_k(block: &[u8; 144], out: &mut [f32; 256]) {
     let (d, dmin) = (half_at(block, 0), half_at(block, 2));
     let (packed, qs) = (&block[4..16], &block[16..]);
-    for (sub, out) in out.chunks_exact_mut(32).enumerate() {
+    let mut q = [0u8; 256];
+    for (q, qs) in q.as_chunks_mut::<64>().0.iter_mut().zip(qs.as_chunks::<32>().0) {
+        for i in 0..32 {
+            (q[i], q[32 + i]) = (qs[i] & 15, qs[i] >> 4);
+        }
+    }
+    for (sub, (out, q)) in out.as_chunks_mut::<32>().0.iter_mut().zip(q.as_chunks::<32>().0).enumerate() {
         let (scale, minimum) = scale_and_minimum(packed, sub);
         let (scale, minimum) = (d * f32::from(scale), dmin * f32::from(minimum));
-        for (i, out) in out.iter_mut().enumerate() {
-            *out = scale * f32::from(strided(qs, 32, 4, sub * 32 + i)) - minimum;
+        for (out, &q) in out.iter_mut().zip(q) {
+            *out = scale * f32::from(q) - minimum;
         }
     }
 }
@@ -81,15 +90,27 @@ pub(super) fn q5_k(block: &[u8; 176], out: &mut [f32; 256]) {
     }
 }
 
+#[inline(always)]
 pub(super) fn q6_k(block: &[u8; 210], out: &mut [f32; 256]) {
     let (low, high, scales) = (&block[..128], &block[128..192], &block[192..208]);
     let d = half_at(block, 208);
-    for (sub, out) in out.chunks_exact_mut(16).enumerate() {
-        let scale = d * f32::from(scales[sub] as i8);
-        for (i, out) in out.iter_mut().enumerate() {
-            let i = sub * 16 + i;
-            let q = strided(low, 64, 4, i) | strided(high, 32, 2, i) << 4;
-            *out = scale * f32::from(q as i8 - 32);
+    let mut q = [0i8; 256];
+    // Half of the elements at a time: 64 bytes hold their low nibbles, 32 bytes their high pairs of bits.
+    for ((q, low), high) in
+        q.as_chunks_mut::<128>().0.iter_mut().zip(low.as_chunks::<64>().0).zip(high.as_chunks::<32>().0)
+    {
+        for i in 0..32 {
+            let (a, b, h) = (low[i], low[32 + i], high[i]);
+            q[i] = (a & 15 | (h & 3) << 4) as i8 - 32;
+            q[32 + i] = (b & 15 | (h >> 2 & 3) << 4) as i8 - 32;
+            q[64 + i] = (a >> 4 | (h >> 4 & 3) << 4) as i8 - 32;
+            q[96 + i] = (b >> 4 | h >> 6 << 4) as i8 - 32;
+        }
+    }
+    for ((out, q), &scale) in out.as_chunks_mut::<16>().0.iter_mut().zip(q.as_chunks::<16>().0).zip(scales) {
+        let scale = d * f32::from(scale as i8);
+        for (out, &q) in out.iter_mut().zip(q) {
+            *out = scale * f32::from(q);
         }
     }
 }

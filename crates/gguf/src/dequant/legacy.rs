@@ -31,6 +31,7 @@ fn fifth_bit(word: u32, element: usize) -> u8 {
     ((word >> element & 1) << 4) as u8
 }
 
+#[inline(always)]
 pub(super) fn q8_0(block: &[u8; 34], out: &mut [f32; 32]) {
     let d = half_at(block, 0);
     for (out, &q) in out.iter_mut().zip(&block[2..]) {

@@ -11,19 +11,45 @@ mod k_quants;
 mod legacy;
 mod plain;
 mod ternary;
+#[cfg(target_arch = "x86_64")]
+mod wide;
 
+use crate::simd::Simd;
 use crate::{BlockType, Error};
 
-/// Dequantises consecutive blocks of type `ty` into `out`.
+/// Dequantises consecutive blocks of type `ty` into `out`, with the widest vectors that the processor has.
 ///
 /// Integers and `F64` are converted to the nearest `f32`.
 ///
 /// # Errors
 /// [`Error::BlockSize`] unless `bytes` is exactly the blocks of `out.len()` elements.
 pub fn dequantize(ty: BlockType, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
+    dequantize_with(Simd::best(), ty, bytes, out)
+}
+
+/// [`dequantize`] with vectors of the caller's choice, which do not change a bit of the result (of a NaN that arithmetic
+/// makes, IEEE leaves sign and payload open).
+///
+/// # Errors
+/// As [`dequantize`].
+pub fn dequantize_with(simd: Simd, ty: BlockType, bytes: &[u8], out: &mut [f32]) -> Result<(), Error> {
     if ty.bytes_of(out.len()) != Some(bytes.len()) {
         return Err(Error::BlockSize { ty, bytes: bytes.len(), elements: out.len() });
     }
+    match simd {
+        Simd::Plain => rows(ty, bytes, out),
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx2(token) => wide::avx2(token, ty, bytes, out),
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512(token) => wide::avx512(token, ty, bytes, out),
+    }
+    Ok(())
+}
+
+/// Whole blocks, of a type whose sizes have been checked. It is inlined, and with it the hot types, into functions that are
+/// compiled for wider vectors: one source, so the plain form and the wide ones cannot drift apart.
+#[inline(always)]
+fn rows(ty: BlockType, bytes: &[u8], out: &mut [f32]) {
     match ty {
         BlockType::F32 => blocks(bytes, out, plain::f32),
         BlockType::F16 => blocks(bytes, out, plain::f16),
@@ -60,10 +86,10 @@ pub fn dequantize(ty: BlockType, bytes: &[u8], out: &mut [f32]) -> Result<(), Er
         BlockType::MXFP4 => blocks(bytes, out, fp4::mxfp4),
         BlockType::NVFP4 => blocks(bytes, out, fp4::nvfp4),
     }
-    Ok(())
 }
 
 /// Applies one block's function to all of them.
+#[inline(always)]
 fn blocks<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: impl Fn(&[u8; B], &mut [f32; N])) {
     let (bytes, out) = (bytes.as_chunks().0, out.as_chunks_mut().0);
     for (bytes, out) in bytes.iter().zip(out) {
@@ -72,11 +98,13 @@ fn blocks<const B: usize, const N: usize>(bytes: &[u8], out: &mut [f32], block: 
 }
 
 /// The half-precision number in two bytes at `at`.
+#[inline(always)]
 fn half_at(bytes: &[u8], at: usize) -> f32 {
     plain::half(u16::from_le_bytes([bytes[at], bytes[at + 1]]))
 }
 
 /// Low nibbles to the first half of `out`, high nibbles to the second. `element` gets its index and its nibble.
+#[inline(always)]
 fn nibbles(bytes: &[u8], out: &mut [f32], element: impl Fn(usize, u8) -> f32) {
     let (low, high) = out.split_at_mut(bytes.len());
     for (i, ((low, high), byte)) in low.iter_mut().zip(high).zip(bytes).enumerate() {

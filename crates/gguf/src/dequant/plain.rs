@@ -2,6 +2,7 @@
 
 /// The value of a half-precision bit pattern, exactly. A NaN keeps its payload and its quiet bit as they are, whatever
 /// the processor's own conversion would do.
+#[inline(always)]
 pub(super) fn half(bits: u16) -> f32 {
     let sign = u32::from(bits & 0x8000) << 16;
     let exponent = u32::from(bits >> 10 & 0x1f);
@@ -19,6 +20,7 @@ pub(super) fn f32(block: &[u8; 4], out: &mut [f32; 1]) {
     out[0] = f32::from_le_bytes(*block);
 }
 
+#[inline(always)]
 pub(super) fn f16(block: &[u8; 2], out: &mut [f32; 1]) {
     out[0] = half(u16::from_le_bytes(*block));
 }
