@@ -7,7 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ir::{
-    About, Arg, Dim, Feature, Flexibility, Function, Interface, Literal, Op, Program, TensorType, Value, ValueId, ValueType,
+    About, Arg, Dim, Feature, Flexibility, Function, Interface, Literal, Op, Program, TensorType, Value, ValueId,
+    ValueType,
 };
 use crate::names;
 use crate::ops::{self, Call, OpSpec, Opset, Outputs, Place, Scope, TypeError};
@@ -202,10 +203,8 @@ impl FunctionBuilder {
             attributes: BTreeMap::new(),
         };
         for (param, operand) in operands {
-            let known = spec.param(param).filter(|p| p.since <= self.opset).ok_or_else(|| BuildError::UnknownParam {
-                op: name.clone(),
-                kind: spec.name,
-                param: (*param).to_owned(),
+            let known = spec.param(param).filter(|p| p.since <= self.opset).ok_or_else(|| {
+                BuildError::UnknownParam { op: name.clone(), kind: spec.name, param: (*param).to_owned() }
             })?;
             self.bind(spec, &mut op, known.name, operand.clone());
         }

@@ -179,7 +179,10 @@ fn dense(ty: &TensorType, values: Vec<f32>) -> Result<Dense, DecodeError> {
 }
 
 fn entry(table: &[f32], index: usize) -> Result<f32, DecodeError> {
-    table.get(index).copied().ok_or_else(|| DecodeError::Content(format!("index {index} of a table of {}", table.len())))
+    table
+        .get(index)
+        .copied()
+        .ok_or_else(|| DecodeError::Content(format!("index {index} of a table of {}", table.len())))
 }
 
 fn round(dtype: Dtype, v: f32) -> f32 {
@@ -242,7 +245,8 @@ fn look_up(indices: &Dense, lut: &Dense, axis: usize) -> Result<Vec<f32>, Decode
     let along = shape.get(axis).copied().unwrap_or(1);
     let mut out = vec![0.0; indices.values.len() * vector];
     for (i, (&index, group)) in indices.values.iter().zip(blocks(&shape, groups)).enumerate() {
-        let (outer, position, rest) = (i / inner.max(1) / along.max(1), i / inner.max(1) % along.max(1), i % inner.max(1));
+        let (outer, position, rest) =
+            (i / inner.max(1) / along.max(1), i / inner.max(1) % along.max(1), i % inner.max(1));
         for v in 0..*vector {
             let to = ((outer * along + position) * vector + v) * inner + rest;
             out[to] = entry(&lut.values, (group * entries + index as usize) * vector + v)?;

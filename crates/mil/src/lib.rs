@@ -12,10 +12,12 @@ mod literal;
 pub mod names;
 pub mod ops;
 pub mod package;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod text;
 mod validate;
 
 pub use build::{BuildError, FunctionBuilder, Operand, program};
-pub use package::{OpenError, ReadError, WriteError, Written, open, read, write};
 pub use diag::{Diagnostic, Report, Severity};
+pub use package::{OpenError, ReadError, WriteError, Written, open, read, write};
 pub use validate::{Valid, validate, validate_foreign};

@@ -4,8 +4,8 @@ use std::borrow::Cow;
 
 /// Words of MIL's own text form, which no value may be called.
 const RESERVED: &[&str] = &[
-    "any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "bf16", "fp16", "fp32",
-    "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "state",
+    "any", "bool", "program", "func", "tensor", "list", "dict", "tuple", "true", "false", "string", "bf16", "fp16",
+    "fp32", "fp64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "state",
 ];
 
 /// Whether a name is `[A-Za-z_][A-Za-z0-9_]*`.

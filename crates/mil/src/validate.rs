@@ -27,7 +27,8 @@ use std::ops::Deref;
 use crate::build::derive_interface;
 use crate::diag::{Diagnostic, Report, Severity};
 use crate::ir::{
-    Arg, Dim, Dtype, Feature, Flexibility, Function, Interface, Literal, Op, Payload, Program, TensorType, ValueId, ValueType,
+    Arg, Dim, Dtype, Feature, Flexibility, Function, Interface, Literal, Op, Payload, Program, TensorType, ValueId,
+    ValueType,
 };
 use crate::names;
 use crate::ops::{self, Call, OpSpec, Opset, Outputs, Place, Scope, shape};
@@ -242,13 +243,14 @@ impl Checker {
     fn ids(&mut self, f: &Function) -> Option<Vec<Option<u32>>> {
         let before = self.found.len();
         let mut definitions: Vec<Option<Option<u32>>> = vec![None; f.values.len()];
-        let mut define = |checker: &mut Self, at: At<'_>, id: ValueId, by: Option<u32>| match definitions.get_mut(id.index()) {
-            None => checker.error(at, "undefined-value", format!("there is no value {}", id.0)),
-            Some(slot @ None) => *slot = Some(by),
-            Some(Some(_)) => {
-                checker.error(at, "redefinition", format!("`{}` is defined twice", f.values[id.index()].name));
-            }
-        };
+        let mut define =
+            |checker: &mut Self, at: At<'_>, id: ValueId, by: Option<u32>| match definitions.get_mut(id.index()) {
+                None => checker.error(at, "undefined-value", format!("there is no value {}", id.0)),
+                Some(slot @ None) => *slot = Some(by),
+                Some(Some(_)) => {
+                    checker.error(at, "redefinition", format!("`{}` is defined twice", f.values[id.index()].name));
+                }
+            };
         for &id in &f.inputs {
             define(self, At::Function(f), id, None);
         }
@@ -280,7 +282,11 @@ impl Checker {
         }
         for (value, by) in f.values.iter().zip(&definitions) {
             if by.is_none() {
-                self.error(At::Function(f), "undefined-value", format!("value `{}` is not defined by anything", value.name));
+                self.error(
+                    At::Function(f),
+                    "undefined-value",
+                    format!("value `{}` is not defined by anything", value.name),
+                );
             }
         }
         (self.found.len() == before).then(|| definitions.into_iter().map(Option::flatten).collect())
@@ -351,7 +357,8 @@ impl Checker {
         match Opset::from_name(&f.opset) {
             Some(opset) => {
                 if opset > newest {
-                    let message = format!("{opset} needs version {}, this is {}", opset.spec_version(), newest.spec_version());
+                    let message =
+                        format!("{opset} needs version {}, this is {}", opset.spec_version(), newest.spec_version());
                     self.ours(At::Function(f), "opset", message);
                 }
                 opset
@@ -379,7 +386,15 @@ impl Checker {
         specs
     }
 
-    fn op(&mut self, f: &Function, i: usize, op: &Op, scope: Scope<'_>, opset: Opset, newest: Opset) -> Option<&'static OpSpec> {
+    fn op(
+        &mut self,
+        f: &Function,
+        i: usize,
+        op: &Op,
+        scope: Scope<'_>,
+        opset: Opset,
+        newest: Opset,
+    ) -> Option<&'static OpSpec> {
         let at = At::Op(f, i);
         if op.name.is_empty() {
             self.ours(at, "op-name", "the op has no `name`");
@@ -391,7 +406,11 @@ impl Checker {
         let (spec, opset) = match (ops::spec_in(&op.kind, opset), ops::spec_in(&op.kind, newest)) {
             (Some(spec), _) => (spec, opset),
             (None, Some(spec)) => {
-                self.ours(at, "op-newer-than-opset", format!("`{}` is in {}, the function in {opset}", op.kind, spec.opset));
+                self.ours(
+                    at,
+                    "op-newer-than-opset",
+                    format!("`{}` is in {}, the function in {opset}", op.kind, spec.opset),
+                );
                 (spec, newest)
             }
             (None, None) => {
@@ -445,7 +464,11 @@ impl Checker {
                             let message = format!("`{name}` is a weight in place, which only `constexpr` ops may have");
                             self.error(at, "inline-blob", message);
                         } else {
-                            self.ours(at, "inline-literal", format!("`{name}` is a literal in place, not a `const` op"));
+                            self.ours(
+                                at,
+                                "inline-literal",
+                                format!("`{name}` is a literal in place, not a `const` op"),
+                            );
                         }
                     }
                     _ => {}
@@ -480,7 +503,11 @@ impl Checker {
             Outputs::Varying => types.len(),
         };
         if op.outputs.len() != count {
-            self.error(at, "output-count", format!("{} values are defined, `{}` gives {count}", op.outputs.len(), op.kind));
+            self.error(
+                at,
+                "output-count",
+                format!("{} values are defined, `{}` gives {count}", op.outputs.len(), op.kind),
+            );
             return;
         }
         for (&id, ty) in op.outputs.iter().zip(types) {
@@ -538,7 +565,11 @@ impl Checker {
             Dtype::F16 => 7,
             Dtype::I8 => 10,
             other => {
-                return self.ours(At::Function(f), "port-dtype", format!("{kind} `{name}` is {other}, which no array of the description can be"));
+                return self.ours(
+                    At::Function(f),
+                    "port-dtype",
+                    format!("{kind} `{name}` is {other}, which no array of the description can be"),
+                );
             }
         };
         if version < since {
@@ -672,7 +703,9 @@ fn feature_problem(kind: Kind, feature: &Feature, ty: &TensorType) -> Option<Str
     let open = ty.shape.contains(&Dim::Unknown);
     match (kind, &feature.flexibility) {
         (Kind::Output, Flexibility::Fixed) => {}
-        (_, Flexibility::Fixed) if feature.shape.is_none() => return Some("has no shape in the description".to_owned()),
+        (_, Flexibility::Fixed) if feature.shape.is_none() => {
+            return Some("has no shape in the description".to_owned());
+        }
         (_, Flexibility::Fixed) if open => {
             return Some(format!("is {ty} in the function, and no flexible shape in the description"));
         }
@@ -763,7 +796,13 @@ fn literal_shape(lit: &Literal) -> Result<(), String> {
                 let item_type = match ty {
                     ValueType::List(t, _) => &**t,
                     ValueType::Tuple(types) => &types[i],
-                    ValueType::Dictionary(k, v) => if i % 2 == 0 { k } else { v },
+                    ValueType::Dictionary(k, v) => {
+                        if i % 2 == 0 {
+                            k
+                        } else {
+                            v
+                        }
+                    }
                     _ => continue,
                 };
                 if item.ty != *item_type {

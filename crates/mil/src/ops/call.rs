@@ -155,10 +155,9 @@ impl<'a> Call<'a> {
         let args = self.op.inputs.get(param).map(Vec::as_slice).unwrap_or_default();
         args.iter().any(|arg| match arg {
             Arg::Literal(_) => false,
-            Arg::Value(id) => !self
-                .scope
-                .definition(*id)
-                .is_some_and(|op| super::spec(&op.kind).is_some_and(OpSpec::is_constant)),
+            Arg::Value(id) => {
+                !self.scope.definition(*id).is_some_and(|op| super::spec(&op.kind).is_some_and(OpSpec::is_constant))
+            }
         })
     }
 

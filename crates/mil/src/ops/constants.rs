@@ -104,10 +104,7 @@ pub(super) const OPS: &[OpSpec] = &[
     },
     OpSpec {
         name: "constexpr_sparse_to_dense",
-        params: &[
-            Param::required("nonzero_data", QUANTIZED).constant(),
-            Param::required("mask", U1S).constant(),
-        ],
+        params: &[Param::required("nonzero_data", QUANTIZED).constant(), Param::required("mask", U1S).constant()],
         infer: |call| {
             sparse(call, "nonzero_data", "mask")?;
             let mask = call.ty("mask")?;
@@ -226,7 +223,10 @@ fn lut(call: &Call<'_>, index: Dtype, indices: &[Dim]) -> Result<Vec<Dim>, TypeE
     let lut = call.ty("lut")?;
     let rank = indices.len();
     if rank == 0 || lut.rank() != rank + 2 {
-        return Err(err("constexpr-rank", format!("`lut` is {lut}, expected rank {} for indices of rank {rank}", rank + 2)));
+        return Err(err(
+            "constexpr-rank",
+            format!("`lut` is {lut}, expected rank {} for indices of rank {rank}", rank + 2),
+        ));
     }
     for (axis, (i, g)) in indices.iter().zip(&lut.shape).enumerate() {
         let (Dim::Fixed(i), Dim::Fixed(g)) = (*i, *g) else { continue };
@@ -243,7 +243,9 @@ fn lut(call: &Call<'_>, index: Dtype, indices: &[Dim]) -> Result<Vec<Dim>, TypeE
     }
     let mut out = indices.to_vec();
     match vector {
-        Dim::Fixed(0) | Dim::Unknown => return Err(err("constexpr-shape", format!("`lut` is {lut}, its vectors are empty"))),
+        Dim::Fixed(0) | Dim::Unknown => {
+            return Err(err("constexpr-shape", format!("`lut` is {lut}, its vectors are empty")));
+        }
         Dim::Fixed(1) => {
             if call.has("vector_axis") {
                 call.const_axis("vector_axis", rank)?;

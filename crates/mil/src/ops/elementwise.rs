@@ -58,9 +58,27 @@ pub(super) const OPS: &[OpSpec] = &[
     OpSpec { name: "logical_and", doc: "Both.", ..LOGICAL },
     OpSpec { name: "logical_or", doc: "Either.", ..LOGICAL },
     OpSpec { name: "logical_xor", doc: "Exactly one.", ..LOGICAL },
-    OpSpec { name: "logical_not", params: &[Param::required("x", BOOLS)], infer: same_as_x, doc: "Not `x`.", ..LOGICAL },
-    OpSpec { name: "identity", params: &[Param::required("x", MOVABLE)], tolerance: Tolerance::Exact, doc: "`x`.", ..UNARY },
-    OpSpec { name: "abs", params: &[Param::required("x", NUMBER)], tolerance: Tolerance::Exact, doc: "`|x|`.", ..UNARY },
+    OpSpec {
+        name: "logical_not",
+        params: &[Param::required("x", BOOLS)],
+        infer: same_as_x,
+        doc: "Not `x`.",
+        ..LOGICAL
+    },
+    OpSpec {
+        name: "identity",
+        params: &[Param::required("x", MOVABLE)],
+        tolerance: Tolerance::Exact,
+        doc: "`x`.",
+        ..UNARY
+    },
+    OpSpec {
+        name: "abs",
+        params: &[Param::required("x", NUMBER)],
+        tolerance: Tolerance::Exact,
+        doc: "`|x|`.",
+        ..UNARY
+    },
     OpSpec {
         name: "sign",
         params: &[Param::required("x", NUMBER)],
@@ -80,7 +98,13 @@ pub(super) const OPS: &[OpSpec] = &[
     OpSpec { name: "floor", tolerance: Tolerance::Exact, doc: "The largest integer not above `x`.", ..UNARY },
     OpSpec { name: "ceil", tolerance: Tolerance::Exact, doc: "The smallest integer not below `x`.", ..UNARY },
     OpSpec { name: "round", tolerance: Tolerance::Exact, doc: "The nearest integer, halves to even.", ..UNARY },
-    OpSpec { name: "sqrt", tolerance: Tolerance::Rounding, placement: "all M-series", doc: "The square root.", ..UNARY },
+    OpSpec {
+        name: "sqrt",
+        tolerance: Tolerance::Rounding,
+        placement: "all M-series",
+        doc: "The square root.",
+        ..UNARY
+    },
     OpSpec { name: "exp", doc: "e to the power `x`.", ..UNARY },
     OpSpec { name: "exp2", params: &[Param::required("x", NUMBER)], doc: "2 to the power `x`.", ..UNARY },
     OpSpec { name: "erf", placement: "all M-series", doc: "The error function.", ..UNARY },
@@ -130,7 +154,12 @@ pub(super) const OPS: &[OpSpec] = &[
         doc: "`ln(x + epsilon)`. In fp16 the default epsilon is zero.",
         ..UNARY
     },
-    OpSpec { name: "leaky_relu", tolerance: Tolerance::Rounding, doc: "`x` where positive, else `alpha * x`.", ..ALPHA },
+    OpSpec {
+        name: "leaky_relu",
+        tolerance: Tolerance::Rounding,
+        doc: "`x` where positive, else `alpha * x`.",
+        ..ALPHA
+    },
     OpSpec { name: "elu", doc: "`x` where positive, else `alpha * (exp(x) - 1)`.", ..ALPHA },
     OpSpec {
         name: "thresholded_relu",
@@ -269,7 +298,10 @@ fn quantization(call: &Call<'_>) -> Result<(), TypeError> {
         if let Some(ty) = ty
             && !shape::shapes_agree(&ty.shape, &expected)
         {
-            return Err(TypeError::new("shape", format!("`{name}` is {ty}, expected shape {}", shape::shown(&expected))));
+            return Err(TypeError::new(
+                "shape",
+                format!("`{name}` is {ty}, expected shape {}", shape::shown(&expected)),
+            ));
         }
     }
     Ok(())

@@ -202,7 +202,8 @@ fn gather(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
 fn batch_dims(call: &Call<'_>, x: &TensorType, indices: &TensorType) -> Result<usize, TypeError> {
     let n = call.const_int("batch_dims")?;
     let batch = usize::try_from(n).ok().filter(|&b| b <= x.rank() && b <= indices.rank());
-    let batch = batch.ok_or_else(|| err("argument-value", format!("`batch_dims` is {n}, `x` is {x}, `indices` {indices}")))?;
+    let batch =
+        batch.ok_or_else(|| err("argument-value", format!("`batch_dims` is {n}, `x` is {x}, `indices` {indices}")))?;
     if !shape::shapes_agree(&x.shape[..batch], &indices.shape[..batch]) {
         return Err(err("shape", format!("the first {batch} dimensions of {x} and {indices} must be equal")));
     }
@@ -231,7 +232,10 @@ fn gather_along_axis(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
 fn depth(name: &str, x: &TensorType, indices: &TensorType) -> Result<usize, TypeError> {
     match indices.shape.last() {
         Some(Dim::Fixed(n)) if *n <= x.rank() => Ok(*n),
-        _ => Err(err("shape", format!("`indices` is {indices}, its last dimension should be at most the rank of `{name}`, {x}"))),
+        _ => Err(err(
+            "shape",
+            format!("`indices` is {indices}, its last dimension should be at most the rank of `{name}`, {x}"),
+        )),
     }
 }
 
@@ -256,7 +260,10 @@ fn scattered(call: &Call<'_>, expected: impl FnOnce(&[Dim]) -> Vec<Dim>) -> Resu
     }
     let expected = expected(&indices.shape);
     if updates.dtype != data.dtype || !shape::shapes_agree(&updates.shape, &expected) {
-        return Err(err("shape", format!("`updates` is {updates}, expected {}{}", data.dtype, shape::shown(&expected))));
+        return Err(err(
+            "shape",
+            format!("`updates` is {updates}, expected {}{}", data.dtype, shape::shown(&expected)),
+        ));
     }
     Ok(vec![data.clone()])
 }

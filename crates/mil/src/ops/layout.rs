@@ -229,7 +229,10 @@ fn split(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
         (None, None) => return Err(err("missing-input", "neither `num_splits` nor `split_sizes` is given")),
         (count, Some(sizes)) => {
             if count.is_some_and(|n| n != sizes.len() as i64) {
-                return Err(err("argument-value", format!("`num_splits` is not the number of `split_sizes`, {}", sizes.len())));
+                return Err(err(
+                    "argument-value",
+                    format!("`num_splits` is not the number of `split_sizes`, {}", sizes.len()),
+                ));
             }
             let mut total = 0i64;
             let mut dims = Vec::with_capacity(sizes.len());
@@ -529,7 +532,10 @@ fn pad(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
     let ty = call.ty("pad")?;
     let n = ty.elements().unwrap_or(usize::MAX);
     if ty.rank() != 1 || n % 2 != 0 || n / 2 > x.rank() {
-        return Err(err("argument-value", format!("`pad` is {ty}, expected two values for each of the last dimensions of {x}")));
+        return Err(err(
+            "argument-value",
+            format!("`pad` is {ty}, expected two values for each of the last dimensions of {x}"),
+        ));
     }
     let from = x.rank() - n / 2;
     let known = call.find_ints("pad")?;
@@ -542,7 +548,10 @@ fn pad(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
                     return Err(err("argument-value", format!("`pad` contains {}", before.min(after))));
                 }
                 if mode == "reflect" && before.max(after) >= size as i64 {
-                    return Err(err("argument-value", format!("a reflection of {} does not fit {size}", before.max(after))));
+                    return Err(err(
+                        "argument-value",
+                        format!("a reflection of {} does not fit {size}", before.max(after)),
+                    ));
                 }
                 shape::dim("a padded dimension", (size as i64).saturating_add(before).saturating_add(after))?
             }

@@ -171,7 +171,8 @@ fn linear(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
     }
     if let Some(bias) = call.find_ty("bias") {
         // A bias of one element is spread over all rows.
-        let fits = bias.rank() == 0 || bias.rank() == 1 && (dims_agree(bias.shape[0], w.shape[0]) || bias.shape[0] == Dim::Fixed(1));
+        let fits = bias.rank() == 0
+            || bias.rank() == 1 && (dims_agree(bias.shape[0], w.shape[0]) || bias.shape[0] == Dim::Fixed(1));
         if !fits {
             return Err(err("shape", format!("`bias` is {bias}, expected [{}]", w.shape[0])));
         }
@@ -236,10 +237,16 @@ fn attention(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
     }
     let batch = |t: &TensorType| t.shape[..r - 2].to_vec();
     if !shape::shapes_agree(&batch(q), &batch(k)) || !shape::shapes_agree(&batch(q), &batch(v)) {
-        return Err(err("shape", format!("query {q}, key {k}, value {v}: all but the last two dimensions must be equal")));
+        return Err(err(
+            "shape",
+            format!("query {q}, key {k}, value {v}: all but the last two dimensions must be equal"),
+        ));
     }
     if !dims_agree(q.shape[r - 1], k.shape[r - 1]) || !dims_agree(k.shape[r - 2], v.shape[r - 2]) {
-        return Err(err("shape", format!("query {q}, key {k}, value {v}: expected [.., L, E], [.., S, E], [.., S, EV]")));
+        return Err(err(
+            "shape",
+            format!("query {q}, key {k}, value {v}: expected [.., L, E], [.., S, E], [.., S, EV]"),
+        ));
     }
     if let Some(mask) = call.find_ty("attn_mask") {
         let mut scores = batch(q);

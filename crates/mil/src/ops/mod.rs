@@ -300,16 +300,8 @@ pub(crate) mod dtypes {
     pub const QUANTIZED: &[Dtype] = &[I4, U4, I8, U8, F16, F32];
 }
 
-static FAMILIES: [&[OpSpec]; 8] = [
-    constants::OPS,
-    state::OPS,
-    elementwise::OPS,
-    linear::OPS,
-    normalize::OPS,
-    reduce::OPS,
-    layout::OPS,
-    index::OPS,
-];
+static FAMILIES: [&[OpSpec]; 8] =
+    [constants::OPS, state::OPS, elementwise::OPS, linear::OPS, normalize::OPS, reduce::OPS, layout::OPS, index::OPS];
 
 static BY_NAME: LazyLock<BTreeMap<&'static str, Vec<&'static OpSpec>>> = LazyLock::new(|| {
     let mut map: BTreeMap<&str, Vec<&OpSpec>> = BTreeMap::new();

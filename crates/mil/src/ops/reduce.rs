@@ -44,8 +44,16 @@ pub(super) const OPS: &[OpSpec] = &[
     OpSpec { name: "reduce_l2_norm", doc: "The square root of the sum of squares.", ..REDUCE },
     OpSpec { name: "reduce_log_sum", doc: "The logarithm of the sum.", ..REDUCE },
     OpSpec { name: "reduce_log_sum_exp", doc: "The logarithm of the sum of exponentials.", ..REDUCE },
-    OpSpec { name: "reduce_argmax", doc: "The index of the largest along `axis`; which of equals is not specified.", ..ARG },
-    OpSpec { name: "reduce_argmin", doc: "The index of the smallest along `axis`; which of equals is not specified.", ..ARG },
+    OpSpec {
+        name: "reduce_argmax",
+        doc: "The index of the largest along `axis`; which of equals is not specified.",
+        ..ARG
+    },
+    OpSpec {
+        name: "reduce_argmin",
+        doc: "The index of the smallest along `axis`; which of equals is not specified.",
+        ..ARG
+    },
     OpSpec {
         name: "cumsum",
         params: &[

@@ -41,10 +41,9 @@ pub fn broadcast(a: &[Dim], b: &[Dim]) -> Result<Vec<Dim>, TypeError> {
         .map(|i| match (at(a, i), at(b, i)) {
             (Dim::Fixed(1), d) | (d, Dim::Fixed(1)) => Ok(d),
             (Dim::Fixed(x), Dim::Fixed(y)) if x == y => Ok(Dim::Fixed(x)),
-            (Dim::Fixed(_), Dim::Fixed(_)) => Err(TypeError::new(
-                "broadcast",
-                format!("shapes {} and {} do not broadcast", shown(a), shown(b)),
-            )),
+            (Dim::Fixed(_), Dim::Fixed(_)) => {
+                Err(TypeError::new("broadcast", format!("shapes {} and {} do not broadcast", shown(a), shown(b))))
+            }
             (Dim::Unknown, d @ Dim::Fixed(_)) | (d @ Dim::Fixed(_), Dim::Unknown) => Ok(d),
             (Dim::Unknown, Dim::Unknown) => Ok(Dim::Unknown),
         })

@@ -107,11 +107,16 @@ impl Weights {
         let fail = |message: String| ReadError::Weights { file: base.clone(), offset, message };
         let mapped = self.files.get_mut(&base).ok_or_else(|| fail("not open".to_owned()))?;
         let bytes: &[u8] = &mapped.map;
-        let at = usize::try_from(offset).ok().filter(|&at| at >= ALIGN && at.checked_add(ALIGN).is_some_and(|e| e <= bytes.len()));
+        let at = usize::try_from(offset)
+            .ok()
+            .filter(|&at| at >= ALIGN && at.checked_add(ALIGN).is_some_and(|e| e <= bytes.len()));
         let at = at.ok_or_else(|| fail(format!("a record here lies outside of the file of {} bytes", bytes.len())))?;
         let record = &bytes[at..at + ALIGN];
         if u32_at(record, 0) != SENTINEL {
-            return Err(fail(format!("no record here: it should start with {SENTINEL:#x}, not {:#x}", u32_at(record, 0))));
+            return Err(fail(format!(
+                "no record here: it should start with {SENTINEL:#x}, not {:#x}",
+                u32_at(record, 0)
+            )));
         }
         if code(ty.dtype) != Some(u32_at(record, 4)) {
             return Err(fail(format!("the record holds element type {}, the program says {ty}", u32_at(record, 4))));
@@ -144,9 +149,8 @@ impl Weights {
 
     /// The file's name within the directory: loaders look nowhere else.
     fn base_name(&mut self, file: &str, notes: &mut Vec<Diagnostic>) -> Result<String, ReadError> {
-        let refuse = |message: &str| {
-            Err(ReadError::Weights { file: file.to_owned(), offset: 0, message: message.to_owned() })
-        };
+        let refuse =
+            |message: &str| Err(ReadError::Weights { file: file.to_owned(), offset: 0, message: message.to_owned() });
         let (dir, base) = file.rsplit_once('/').unwrap_or(("", file));
         if file.split(['/', '\\']).any(|part| part == "..") {
             return refuse("a weight file's name may not lead out of its package");
@@ -212,7 +216,8 @@ mod tests {
         assert_eq!(
             bytes[..32],
             [
-                0xef, 0xbe, 0xad, 0xde, 8, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0, 0, 0
+                0xef, 0xbe, 0xad, 0xde, 8, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 128, 0, 0, 0, 0, 0, 0, 0, 4, 0, 0, 0, 0, 0,
+                0, 0
             ]
         );
         assert_eq!(header(3)[..8], [3, 0, 0, 0, 2, 0, 0, 0]);

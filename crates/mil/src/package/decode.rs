@@ -12,8 +12,8 @@ use super::schema::{self, *};
 use super::wire::{Field, Message};
 use crate::diag::Diagnostic;
 use crate::ir::{
-    About, Arg, Dim, Dtype, Feature, Flexibility, Function, Interface, Literal, Op, Payload, Program, TensorType, Value, ValueId,
-    ValueType,
+    About, Arg, Dim, Dtype, Feature, Flexibility, Function, Interface, Literal, Op, Payload, Program, TensorType,
+    Value, ValueId, ValueType,
 };
 use crate::ops::shape::{MAX_DIM, MAX_RANK};
 
@@ -289,8 +289,9 @@ impl Decoder<'_> {
                 _ => {}
             }
         }
-        let dtype = schema::array_dtype(dtype)
-            .ok_or_else(|| message.error(format!("feature {name:?} has array element type {dtype}, which does not exist")))?;
+        let dtype = schema::array_dtype(dtype).ok_or_else(|| {
+            message.error(format!("feature {name:?} has array element type {dtype}, which does not exist"))
+        })?;
         let shape = (!shape.is_empty()).then_some(shape);
         Ok(Feature { name: name.to_owned(), dtype, shape, flexibility, optional, default })
     }
@@ -311,7 +312,9 @@ impl Decoder<'_> {
                         return Err(message.error(format!("function {name:?} is defined twice")));
                     }
                 }
-                program::DOC if !field.bytes()?.is_empty() => return Err(message.error("a program's doc string would be lost")),
+                program::DOC if !field.bytes()?.is_empty() => {
+                    return Err(message.error("a program's doc string would be lost"));
+                }
                 program::ATTRIBUTES => {
                     let (name, literal) = self.attribute(field.message()?)?;
                     attributes.insert(name, literal);
@@ -353,9 +356,13 @@ impl Decoder<'_> {
             return Err(message.error(format!("function {name:?} has opset {opset:?} and blocks for {keys:?}")));
         };
         for other in blocks.keys() {
-            self.note("block-specialization", format!("function `{name}` has another block for {other:?}, which is left out"));
+            self.note(
+                "block-specialization",
+                format!("function `{name}` has another block for {other:?}, which is left out"),
+            );
         }
-        let mut body = Body { function: name, values: Vec::new(), names: HashMap::new(), ops: Vec::new(), message: body };
+        let mut body =
+            Body { function: name, values: Vec::new(), names: HashMap::new(), ops: Vec::new(), message: body };
         let ids = inputs.into_iter().map(|v| body.define(v)).collect();
         let outputs = self.block(&mut body)?;
         Ok(Function {
@@ -562,7 +569,9 @@ impl Decoder<'_> {
         for field in message.fields() {
             let field = field?;
             match field.number {
-                value::DOC if !field.bytes()?.is_empty() => return Err(message.error("a value's doc string would be lost")),
+                value::DOC if !field.bytes()?.is_empty() => {
+                    return Err(message.error("a value's doc string would be lost"));
+                }
                 value::TYPE => ty = Some(self.value_type(field.message()?, depth)?),
                 value::IMMEDIATE => immediate = Some(field.message()?),
                 value::BLOB => blob = Some(field.message()?),

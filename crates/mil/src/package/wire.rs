@@ -59,8 +59,8 @@ impl<'a> Fields<'a> {
     }
 
     fn varint(&mut self) -> Result<u64, ReadError> {
-        let (value, len) =
-            varint(&self.message.bytes[self.at..]).ok_or_else(|| self.error("a number is cut off or longer than 64 bits"))?;
+        let (value, len) = varint(&self.message.bytes[self.at..])
+            .ok_or_else(|| self.error("a number is cut off or longer than 64 bits"))?;
         self.at += len;
         Ok(value)
     }
@@ -78,7 +78,8 @@ impl<'a> Fields<'a> {
 
     fn field(&mut self) -> Result<Field<'a>, ReadError> {
         let tag = self.varint()?;
-        let number = u32::try_from(tag >> 3).ok().filter(|&n| n > 0).ok_or_else(|| self.error("field number out of range"))?;
+        let number =
+            u32::try_from(tag >> 3).ok().filter(|&n| n > 0).ok_or_else(|| self.error("field number out of range"))?;
         let mut offset = self.message.offset + self.at;
         let value = match tag & 7 {
             0 => Wire::Varint(self.varint()?),

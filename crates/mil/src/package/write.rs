@@ -224,7 +224,8 @@ impl<'a> Layout<'a> {
             let key = Arc::as_ptr(&d.producer).cast::<u8>() as usize;
             let next = order.len();
             let position = *order.entry(key).or_insert(next);
-            let (_, slots) = producers.entry(position).or_insert_with(|| (&d.producer, Slots { file, targets: BTreeMap::new() }));
+            let (_, slots) =
+                producers.entry(position).or_insert_with(|| (&d.producer, Slots { file, targets: BTreeMap::new() }));
             slots.targets.entry(d.slot).or_default().push(target);
         };
         for blob in &self.blobs {
@@ -347,7 +348,10 @@ impl Slots<'_> {
             for target in targets {
                 let written = target.written.load(Ordering::Relaxed);
                 if written != target.size {
-                    let message = format!("{written} bytes of slot {slot} were written, {} has {}", target.literal.ty, target.size);
+                    let message = format!(
+                        "{written} bytes of slot {slot} were written, {} has {}",
+                        target.literal.ty, target.size
+                    );
                     return Err(FillError::Produce(message));
                 }
             }

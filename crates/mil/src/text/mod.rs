@@ -18,8 +18,8 @@
 //! everything, and [`parse`] reads it back to the same program; `Display` leaves out the bytes of weights and says where
 //! they are instead, which is for reading only.
 
-
+mod parse;
 mod print;
 
-
+pub use parse::{ParseError, parse};
 pub use print::{op_line, to_text};
