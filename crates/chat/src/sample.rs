@@ -1,0 +1,404 @@
+//! From logits to the next token.
+//!
+//! The steps, in the order of transformers: repetition penalty, temperature, top-k, top-p, min-p, then one draw. Temperature 0 is
+//! greedy: the highest logit, and of equal ones the lowest id. Everything is computed in f64 with exponentials and logarithms that
+//! are the same on every machine, and drawn from ChaCha8, so a seed means the same tokens everywhere the logits are the same.
+//!
+//! The log-probability that a choice reports is the model's own, of the logits as they came: it says how sure the model was, not
+//! how the options bent it.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, BinaryHeap};
+
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{RngCore, SeedableRng};
+
+use crate::Error;
+
+/// How the next token is chosen.
+#[derive(Clone, Debug, PartialEq)]
+pub struct SamplingOptions {
+    /// Divides the logits; 0 is greedy. At least 0.
+    pub temperature: f32,
+    /// Only so many of the likeliest tokens; 0 is all.
+    pub top_k: usize,
+    /// Only the likeliest tokens that together have this probability, the one that reaches it included. Above 0, at most 1.
+    pub top_p: f32,
+    /// Only tokens of at least this share of the likeliest one's probability. From 0 to 1.
+    pub min_p: f32,
+    /// Divides a positive logit of a token that occurred, multiplies a negative one. Above 0; 1 is none.
+    pub repetition_penalty: f32,
+    /// How many of the last tokens count as having occurred; 0 is all.
+    pub repetition_window: usize,
+    /// Where the draws start.
+    pub seed: u64,
+    /// How many of the likeliest tokens each choice lists, with their log-probabilities.
+    pub top_logprobs: usize,
+}
+
+impl SamplingOptions {
+    /// Greedy, with nothing else on.
+    pub fn greedy() -> Self {
+        Self {
+            temperature: 0.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            repetition_window: 64,
+            seed: 0,
+            top_logprobs: 0,
+        }
+    }
+
+    fn check(&self) -> Result<(), Error> {
+        let refuse = |option, value: f32, expected| Err(Error::Option { option, value: value.to_string(), expected });
+        if !(self.temperature >= 0.0 && self.temperature.is_finite()) {
+            return refuse("temperature", self.temperature, "a finite number of at least 0");
+        }
+        if !(self.top_p > 0.0 && self.top_p <= 1.0) {
+            return refuse("top_p", self.top_p, "a number above 0 and at most 1");
+        }
+        if !(0.0..=1.0).contains(&self.min_p) {
+            return refuse("min_p", self.min_p, "a number from 0 to 1");
+        }
+        if !(self.repetition_penalty > 0.0 && self.repetition_penalty.is_finite()) {
+            return refuse("repetition_penalty", self.repetition_penalty, "a finite number above 0");
+        }
+        Ok(())
+    }
+}
+
+/// A token, and how sure the model was.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Choice {
+    /// The token.
+    pub id: u32,
+    /// Its natural log-probability under the model's own logits.
+    pub logprob: f32,
+    /// The likeliest tokens with theirs, the likeliest first; as many as the options ask for.
+    pub top: Vec<(u32, f32)>,
+}
+
+/// Chooses tokens; remembers only where its draws are.
+#[derive(Clone, Debug)]
+pub struct Sampler {
+    options: SamplingOptions,
+    rng: ChaCha8Rng,
+}
+
+impl Sampler {
+    /// # Errors
+    /// An option outside its range.
+    pub fn new(options: SamplingOptions) -> Result<Self, Error> {
+        options.check()?;
+        let rng = ChaCha8Rng::seed_from_u64(options.seed);
+        Ok(Self { options, rng })
+    }
+
+    /// The options it was made with.
+    pub fn options(&self) -> &SamplingOptions {
+        &self.options
+    }
+
+    /// Chooses the token after `history` (prompt and answer so far, for the repetition penalty) by `logits`, one for each token of
+    /// the vocabulary. A logit of minus infinity excludes its token.
+    ///
+    /// # Errors
+    /// Logits that are no distribution: none at all, NaN, plus infinity, or minus infinity throughout.
+    pub fn next(&mut self, logits: &[f32], history: &[u32]) -> Result<Choice, Error> {
+        check(logits)?;
+        let penalised = self.penalised(logits, history);
+        let bent = penalised.as_deref().unwrap_or(logits);
+        let id = if self.options.temperature == 0.0 { argmax(bent) } else { self.draw(bent) };
+        let normaliser = log_sum_exp(logits);
+        let logprob = |id: u32| (f64::from(logits[id as usize]) - normaliser) as f32;
+        let top = likeliest(logits, self.options.top_logprobs).into_iter().map(|id| (id, logprob(id))).collect();
+        Ok(Choice { id, logprob: logprob(id), top })
+    }
+
+    fn penalised(&self, logits: &[f32], history: &[u32]) -> Option<Vec<f32>> {
+        let penalty = self.options.repetition_penalty;
+        if penalty == 1.0 {
+            return None;
+        }
+        let window = if self.options.repetition_window == 0 { history.len() } else { self.options.repetition_window };
+        let occurred: BTreeSet<u32> = history[history.len().saturating_sub(window)..].iter().copied().collect();
+        let mut bent = logits.to_vec();
+        for id in occurred {
+            if let Some(logit) = bent.get_mut(id as usize) {
+                let scaled = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
+                // An excluded token stays so, and no other becomes one.
+                *logit = if logit.is_finite() { scaled.clamp(f32::MIN, f32::MAX) } else { *logit };
+            }
+        }
+        Some(bent)
+    }
+
+    /// One draw from what the options leave.
+    fn draw(&mut self, logits: &[f32]) -> u32 {
+        let temperature = f64::from(self.options.temperature);
+        let best = f64::from(logits[argmax(logits) as usize]);
+        // Relative to the likeliest token, whose weight is therefore 1.
+        let weight = |id: u32| libm::exp((f64::from(logits[id as usize]) - best) / temperature);
+        let ids = 0..logits.len() as u32;
+        let mut kept: Vec<(u32, f64)> = if self.options.top_k == 0 {
+            ids.map(|id| (id, weight(id))).collect()
+        } else {
+            likeliest(logits, self.options.top_k).into_iter().map(|id| (id, weight(id))).collect()
+        };
+        if self.options.top_p < 1.0 {
+            kept = nucleus(kept, f64::from(self.options.top_p));
+        }
+        // The likeliest token always stays: its weight is 1, and min_p at most that.
+        kept.retain(|&(_, w)| w >= f64::from(self.options.min_p));
+
+        let total: f64 = kept.iter().map(|(_, w)| w).sum();
+        // 53 random bits: a fraction in [0, 1).
+        let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
+        let mut last = argmax(logits);
+        for (id, w) in kept {
+            if w > 0.0 {
+                last = id;
+                if left < w {
+                    break;
+                }
+                left -= w;
+            }
+        }
+        last
+    }
+}
+
+/// The log-probability of every token.
+///
+/// # Errors
+/// As [`Sampler::next`].
+pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, Error> {
+    check(logits)?;
+    let normaliser = log_sum_exp(logits);
+    Ok(logits.iter().map(|&l| (f64::from(l) - normaliser) as f32).collect())
+}
+
+/// The id of the highest logit, the lowest of equal ones: the greedy choice.
+///
+/// # Errors
+/// As [`Sampler::next`].
+pub fn greedy(logits: &[f32]) -> Result<u32, Error> {
+    check(logits)?;
+    Ok(argmax(logits))
+}
+
+fn check(logits: &[f32]) -> Result<(), Error> {
+    if logits.is_empty() || u32::try_from(logits.len()).is_err() {
+        return Err(Error::Logits(format!("{} of them: expected one for each token", logits.len())));
+    }
+    if let Some(id) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
+        let more = logits.iter().filter(|l| l.is_nan() || **l == f32::INFINITY).count();
+        return Err(Error::Logits(format!(
+            "the one of token {id} is {} ({more} of {} are not finite): the model's numbers overflowed",
+            logits[id],
+            logits.len()
+        )));
+    }
+    if logits.iter().all(|l| *l == f32::NEG_INFINITY) {
+        return Err(Error::Logits("every token is excluded".into()));
+    }
+    Ok(())
+}
+
+fn argmax(logits: &[f32]) -> u32 {
+    let mut best = 0;
+    for (i, &logit) in logits.iter().enumerate() {
+        if logit > logits[best] {
+            best = i;
+        }
+    }
+    best as u32
+}
+
+/// `ln(sum(exp(l)))`, shifted by the highest so that nothing overflows.
+fn log_sum_exp(logits: &[f32]) -> f64 {
+    let best = f64::from(logits[argmax(logits) as usize]);
+    best + libm::log(logits.iter().map(|&l| libm::exp(f64::from(l) - best)).sum())
+}
+
+/// A number that can be a heap's key.
+#[derive(Clone, Copy, PartialEq)]
+struct Key(f64);
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        // Adding 0 makes both zeros the same one.
+        (self.0 + 0.0).total_cmp(&(other.0 + 0.0))
+    }
+}
+
+/// The `count` ids of the highest logits, the highest first, of equal ones the lowest id first.
+fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
+    if count == 0 {
+        return Vec::new();
+    }
+    let order = |&id: &u32| (Reverse(Key(f64::from(logits[id as usize]))), id);
+    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
+    if count < ids.len() {
+        ids.select_nth_unstable_by_key(count, order);
+        ids.truncate(count);
+    }
+    ids.sort_unstable_by_key(order);
+    ids
+}
+
+/// The likeliest of weighted tokens that together reach the share `p`. A heap hands them out in order, so that a vocabulary is not
+/// sorted for the few that a nucleus usually has.
+fn nucleus(weighted: Vec<(u32, f64)>, p: f64) -> Vec<(u32, f64)> {
+    let enough = p * weighted.iter().map(|(_, w)| w).sum::<f64>();
+    let mut heap: BinaryHeap<_> = weighted.into_iter().map(|(id, w)| (Key(w), Reverse(id))).collect();
+    let (mut kept, mut sum) = (Vec::new(), 0.0);
+    while let Some((Key(w), Reverse(id))) = heap.pop() {
+        kept.push((id, w));
+        sum += w;
+        if sum >= enough {
+            break;
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn sampled(options: SamplingOptions, logits: &[f32], draws: usize) -> Vec<usize> {
+        let mut sampler = Sampler::new(options).unwrap();
+        let mut counts = vec![0; logits.len()];
+        for _ in 0..draws {
+            counts[sampler.next(logits, &[]).unwrap().id as usize] += 1;
+        }
+        counts
+    }
+
+    fn warm() -> SamplingOptions {
+        SamplingOptions { temperature: 1.0, seed: 7, ..SamplingOptions::greedy() }
+    }
+
+    #[test]
+    fn greedy_takes_the_lowest_id_of_equals() {
+        let mut sampler = Sampler::new(SamplingOptions { top_logprobs: 3, ..SamplingOptions::greedy() }).unwrap();
+        let choice = sampler.next(&[0.0, 2.0, 2.0, f32::NEG_INFINITY], &[]).unwrap();
+        assert_eq!(choice.id, 1);
+        assert_eq!(choice.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2, 0]);
+        // ln(e^2 / (1 + 2 e^2))
+        assert!((choice.logprob + (1.0 + 2.0 * 2f64.exp()).ln() as f32 - 2.0).abs() < 1e-6, "{}", choice.logprob);
+        assert_eq!(greedy(&[-0.0, 0.0]).unwrap(), 0);
+    }
+
+    #[test]
+    fn draws_follow_the_probabilities() {
+        // Probabilities 1/2, 1/4, 1/4 by their logarithms; 8000 draws, five standard deviations around the mean.
+        let counts = sampled(warm(), &[2f32.ln(), 0.0, 0.0], 8000);
+        assert!((counts[0] as i64 - 4000).abs() < 224 && (counts[1] as i64 - 2000).abs() < 194, "{counts:?}");
+        // At temperature 1/2 they are squared: 4/6, 1/6, 1/6.
+        let counts = sampled(SamplingOptions { temperature: 0.5, ..warm() }, &[2f32.ln(), 0.0, 0.0], 9000);
+        assert!((counts[0] as i64 - 6000).abs() < 224, "{counts:?}");
+    }
+
+    #[test]
+    fn the_filters_leave_what_they_say() {
+        let logits = [0.4f32, 0.3, 0.2, 0.1].map(f32::ln);
+        let kept = |o: SamplingOptions| sampled(o, &logits, 2000).iter().filter(|&&n| n > 0).count();
+        assert_eq!(kept(warm()), 4);
+        assert_eq!(kept(SamplingOptions { top_k: 2, ..warm() }), 2);
+        assert_eq!(kept(SamplingOptions { top_p: 0.69, ..warm() }), 2);
+        assert_eq!(kept(SamplingOptions { top_p: 0.71, ..warm() }), 3);
+        assert_eq!(kept(SamplingOptions { top_p: 1e-6, ..warm() }), 1);
+        assert_eq!(kept(SamplingOptions { min_p: 0.4, ..warm() }), 3);
+        assert_eq!(kept(SamplingOptions { min_p: 1.0, ..warm() }), 1);
+        assert_eq!(kept(SamplingOptions { top_k: 3, top_p: 0.8, min_p: 0.1, ..warm() }), 3);
+    }
+
+    #[test]
+    fn the_penalty_reaches_back_as_far_as_its_window() {
+        let penalty = |window| SamplingOptions {
+            repetition_penalty: 2.0,
+            repetition_window: window,
+            ..SamplingOptions::greedy()
+        };
+        let next = |window, history: &[u32]| {
+            Sampler::new(penalty(window)).unwrap().next(&[3.0, 2.0, -1.0], history).unwrap().id
+        };
+        assert_eq!(next(2, &[]), 0);
+        assert_eq!(next(2, &[0, 2]), 1);
+        assert_eq!(next(2, &[0, 2, 2]), 0);
+        assert_eq!(next(0, &[0, 2, 2]), 1);
+        assert_eq!(next(2, &[99]), 0, "an id outside the logits counts for nothing");
+        // A negative logit is pushed down, not up.
+        assert_eq!(Sampler::new(penalty(2)).unwrap().next(&[-1.0, -1.5], &[0]).unwrap().id, 1);
+    }
+
+    #[test]
+    fn a_seed_means_the_same_tokens_everywhere() {
+        let logits: Vec<f32> = (0..50).map(|i| (i % 7) as f32 * 0.3).collect();
+        let mut sampler = Sampler::new(SamplingOptions { top_p: 0.9, seed: 42, ..warm() }).unwrap();
+        let ids: Vec<u32> = (0..12).map(|_| sampler.next(&logits, &[]).unwrap().id).collect();
+        assert_eq!(ids, [32, 37, 26, 18, 48, 27, 48, 24, 10, 41, 40, 16]);
+    }
+
+    #[test]
+    fn what_is_no_distribution_is_refused() {
+        let mut sampler = Sampler::new(SamplingOptions::greedy()).unwrap();
+        for logits in [&[][..], &[1.0, f32::NAN], &[f32::INFINITY, 0.0], &[f32::NEG_INFINITY; 2]] {
+            assert!(matches!(sampler.next(logits, &[]), Err(Error::Logits(_))), "{logits:?}");
+        }
+        let message = sampler.next(&[0.0, f32::NAN, f32::NAN], &[]).unwrap_err().to_string();
+        assert_eq!(
+            message,
+            "logits: the one of token 1 is NaN (2 of 3 are not finite): the model's numbers overflowed"
+        );
+    }
+
+    #[test]
+    fn options_outside_their_range_are_refused_by_name() {
+        let base = SamplingOptions::greedy();
+        for (options, name) in [
+            (SamplingOptions { temperature: f32::NAN, ..base.clone() }, "temperature"),
+            (SamplingOptions { temperature: -1.0, ..base.clone() }, "temperature"),
+            (SamplingOptions { top_p: 0.0, ..base.clone() }, "top_p"),
+            (SamplingOptions { min_p: 1.5, ..base.clone() }, "min_p"),
+            (SamplingOptions { repetition_penalty: 0.0, ..base.clone() }, "repetition_penalty"),
+        ] {
+            let message = Sampler::new(options).unwrap_err().to_string();
+            assert!(message.starts_with(name), "{message}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_choice_is_always_a_token_that_is_not_excluded(
+            logits in prop::collection::vec(prop_oneof![-1e30f32..1e30, Just(f32::NEG_INFINITY), -5f32..5.0], 1..40),
+            temperature in prop_oneof![Just(0.0f32), 1e-30f32..1e30],
+            top_k in 0usize..50, top_p in 1e-9f32..=1.0, min_p in 0f32..=1.0, seed: u64,
+        ) {
+            prop_assume!(logits.iter().any(|l| l.is_finite()));
+            let options = SamplingOptions { temperature, top_k, top_p, min_p, seed, ..SamplingOptions::greedy() };
+            let choice = Sampler::new(options).unwrap().next(&logits, &[]).unwrap();
+            prop_assert!(logits[choice.id as usize].is_finite());
+        }
+
+        #[test]
+        fn log_probabilities_sum_to_one(logits in prop::collection::vec(-50f32..50.0, 1..60)) {
+            let sum: f64 = log_softmax(&logits).unwrap().iter().map(|&l| f64::from(l).exp()).sum();
+            prop_assert!((sum - 1.0).abs() < 1e-4, "{}", sum);
+        }
+    }
+}
