@@ -256,6 +256,7 @@ impl Session<'_> {
     }
 }
 
+#[allow(unsafe_code, reason = "the memory map")]
 fn map(path: &Path) -> std::io::Result<Mmap> {
     let file = File::open(path)?;
     // SAFETY: bundles never change in place; a file cut short under a running program is a fault of the machine.

@@ -3,6 +3,7 @@
 mod commands;
 mod npz;
 mod options;
+mod speak;
 mod ui;
 
 use std::process::ExitCode;

@@ -116,7 +116,6 @@ pub fn write(path: &Path, arrays: &[(&str, &Tensor)]) -> Result<()> {
                 Data::Bool(v) => array!(v),
             }
         }
-        npz.finish()?;
         Ok(())
     };
     run().with_context(|| path.display().to_string())

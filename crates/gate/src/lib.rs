@@ -9,6 +9,7 @@ pub mod evidence;
 pub mod figures;
 pub mod range_golden;
 pub mod shard_weights;
+pub mod smoke;
 pub mod subject;
 pub mod verdict;
 

@@ -116,9 +116,9 @@ fn own_weights(
     path: &str,
     first_row: usize,
 ) -> Result<reference::Model, String> {
-    let program = package::read(&subject.folder.join(path)).map_err(|e| e.to_string())?;
-    let function = program.function("main").ok_or("has no function `main`")?;
-    let weights = ShardWeights::read(function, &subject.manifest.contract, first_row)?;
+    let (program, _) = package::open(&subject.folder.join(path)).map_err(|e| e.to_string())?;
+    let main = program.functions.iter().position(|f| f.name == "main").ok_or("has no function `main`")?;
+    let weights = ShardWeights::read(&program, main, &subject.manifest.contract, first_row)?;
     Ok(source.with_weights(Arc::new(weights), Form::Shard))
 }
 

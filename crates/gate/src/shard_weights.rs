@@ -7,8 +7,8 @@
 use std::collections::BTreeMap;
 
 use anemone_bundle::Contract;
-use anemone_mil::decode;
-use anemone_mil::ir::{Arg, Function, Op, ValueId};
+use anemone_mil::ir::{Arg, Op};
+use anemone_mil::{Valid, decode};
 use anemone_reference::{Error, Part, Weight, Weights};
 
 /// Rows of one weight.
@@ -25,20 +25,20 @@ pub struct ShardWeights {
 }
 
 impl ShardWeights {
-    /// Reads the weights that `function` uses. `first_row` is where a head slice starts in the vocabulary.
-    pub fn read(function: &Function, contract: &Contract, first_row: usize) -> Result<Self, String> {
+    /// Reads the weights that function number `function` uses. A head slice starts at `first_row` of the vocabulary.
+    pub fn read(program: &Valid, function: usize, contract: &Contract, first_row: usize) -> Result<Self, String> {
         let mut all = BTreeMap::new();
-        let definitions: BTreeMap<ValueId, &Op> =
-            function.ops.iter().flat_map(|op| op.outputs.iter().map(move |&id| (id, op))).collect();
         let constant = |op: &Op, param: &str| -> Result<Option<Vec<f32>>, String> {
             let Some([Arg::Value(id)]) = op.inputs.get(param).map(Vec::as_slice) else { return Ok(None) };
-            let Some(source) = definitions.get(id) else { return Ok(None) };
-            if source.kind != "const" && !source.kind.starts_with("constexpr_") {
+            let Some(source) = program.definition(function, *id) else { return Ok(None) };
+            if !program.spec(function, source).is_constant() {
                 return Ok(None);
             }
-            decode::dense(function, *id).map(Some).map_err(|e| format!("weight of `{}`: {e}", op.name))
+            let results = decode::results(&program.call(function, source)).map_err(|e| format!("`{}`: {e}", op.name))?;
+            Ok(results.into_iter().next().map(|dense| dense.values))
         };
-        for op in &function.ops {
+        let ops = &program.functions[function].ops;
+        for op in ops {
             if op.kind == "conv" {
                 let Some(weight) = constant(op, "weight")? else { continue };
                 let bias = constant(op, "bias")?;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anemone_bundle::{Manifest, layout};
 use anemone_chat::{ChatTemplate, Tokenizer};
-use anemone_gguf::Gguf;
+use anemone_gguf::{Gguf, optional};
 use anemone_lower::{self as lower, LayerCut, Model, Plan, contract};
 use anyhow::{Context, Result};
 use clap::Parser;
@@ -91,9 +91,12 @@ pub struct Prepared {
 
 /// Reads the contract and plans; everything about the request that can be wrong is found here, before a byte is written.
 pub fn prepare(path: &Path, source: Arc<Gguf>, cut: &Cut) -> Result<Prepared> {
-    let host_files = host_files(&source).with_context(|| path.display().to_string())?;
-    let contract = contract::Options { context: cut.context, weights: cut.weights.into() };
-    let model = Model::new(source, &file_name(path), contract).with_context(|| path.display().to_string())?;
+    let name = || path.display().to_string();
+    let tokenizer = Tokenizer::from_gguf(source.metadata()).with_context(name)?;
+    let host_files = host_files(&source, &tokenizer).with_context(name)?;
+    let stop = tokenizer.config().stop.clone();
+    let contract = contract::Options { context: cut.context, weights: cut.weights.into(), stop };
+    let model = Model::new(source, &file_name(path), &contract).with_context(name)?;
     let layers = match (&cut.topology, cut.layers_per_shard) {
         (Some(ranges), _) => LayerCut::Ranges(ranges.clone()),
         (None, Some(n)) => LayerCut::Every(n),
@@ -112,15 +115,15 @@ pub fn build(prepared: &Prepared, target: &Path, ui: &Ui) -> Result<Manifest> {
 }
 
 /// What hosts need besides shards: made from the source's metadata once, so that a bundle answers without it.
-fn host_files(source: &Gguf) -> Result<BTreeMap<String, Vec<u8>>> {
-    let tokenizer = Tokenizer::from_gguf(source.metadata())?;
-    let template = ChatTemplate::from_gguf(source.metadata())?;
+fn host_files(source: &Gguf, tokenizer: &Tokenizer) -> Result<BTreeMap<String, Vec<u8>>> {
     let mut files = BTreeMap::from([
-        (layout::TOKENIZER.to_owned(), tokenizer.to_json()?.into_bytes()),
+        (layout::TOKENIZER.to_owned(), tokenizer.to_json().into_bytes()),
         (layout::TOKENIZER_CONFIG.to_owned(), serde_json::to_vec_pretty(tokenizer.config())?),
     ]);
-    if let Some(template) = template {
-        files.insert(layout::CHAT_TEMPLATE.to_owned(), template.source().as_bytes().to_vec());
+    // A model without a template can still complete text.
+    if let Some(template) = optional(source.metadata().str("tokenizer.chat_template"))? {
+        ChatTemplate::new(template)?;
+        files.insert(layout::CHAT_TEMPLATE.to_owned(), template.as_bytes().to_vec());
     }
     Ok(files)
 }

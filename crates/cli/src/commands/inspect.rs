@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anemone_bundle::contract::WeightMode;
 use anemone_bundle::{Contract, Manifest, layout};
+use anemone_chat::Tokenizer;
 use anemone_gguf::{Gguf, Value};
 use anemone_lower::{Model, contract};
 use anemone_mil::ir::{Feature, Function, Payload, Program};
@@ -52,8 +54,7 @@ fn print_json(value: &Json) -> Result<()> {
 fn gguf(path: &Path, json: bool) -> Result<()> {
     let source = open_source(path)?;
     // What cannot be lowered can still be looked at: the reason is part of the answer.
-    let options = contract::Options { context: None, weights: WeightMode::Int8Channel };
-    let model = Model::new(source.clone(), &file_name(path), options);
+    let model = lowered(path, &source);
     if json {
         let tensor = |t: &anemone_gguf::TensorInfo| json!({"name": t.name, "shape": t.shape, "type": t.ty.name(), "bytes": t.len});
         let metadata = source.metadata().iter().map(|(k, v)| (k.to_owned(), describe(v).into()));
@@ -83,6 +84,13 @@ fn gguf(path: &Path, json: bool) -> Result<()> {
     println!();
     show_metadata(&source);
     Ok(())
+}
+
+/// The source as a model, with a build's defaults.
+fn lowered(path: &Path, source: &Arc<Gguf>) -> Result<Model, anemone_lower::Error> {
+    let stop = Tokenizer::from_gguf(source.metadata()).map(|t| t.config().stop.clone()).unwrap_or_default();
+    let options = contract::Options { context: None, weights: WeightMode::Int8Channel, stop };
+    Model::new(Arc::clone(source), &file_name(path), &options)
 }
 
 fn show_metadata(source: &Gguf) {
@@ -144,6 +152,26 @@ fn bundle(path: &Path, json: bool) -> Result<()> {
     println!("bundle of {}, built by {} from {}", manifest.name, manifest.tool, manifest.source.file);
     println!("hash {}\n", manifest.hash());
     show_contract(&manifest.contract, &BTreeMap::new());
+    show_shards(&manifest);
+    Ok(())
+}
+
+/// The contract of a GGUF and where each field came from.
+pub fn contract(path: &Path) -> Result<()> {
+    match lowered(path, &open_source(path)?) {
+        Ok(model) => show_contract(&model.contract, &model.origins),
+        Err(e) => return Err(e.into()),
+    }
+    Ok(())
+}
+
+/// The shards of a bundle.
+pub fn shards(path: &Path) -> Result<()> {
+    show_shards(&Manifest::open(path)?);
+    Ok(())
+}
+
+fn show_shards(manifest: &Manifest) {
     let size = |path: &str| -> u64 {
         let inside = format!("{path}/");
         manifest.files.iter().filter(|(name, _)| name.starts_with(&inside)).map(|(_, f)| f.bytes).sum()
@@ -155,7 +183,6 @@ fn bundle(path: &Path, json: bool) -> Result<()> {
     ui::table(&["shard", "layers or rows", "size"], &rows);
     let calls = manifest.layers.len() + manifest.head.len();
     println!("\n{calls} calls a token; functions take {:?} tokens", manifest.tokens);
-    Ok(())
 }
 
 // ---- packages
