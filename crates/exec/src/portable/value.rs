@@ -145,6 +145,15 @@ impl Value {
         }
     }
 
+    /// The only element, as a number.
+    pub fn scalar(&self) -> Result<f64, Fault> {
+        let single = match &self.data {
+            Elements::Ints(b) => (b.len() == 1).then(|| f64::from(b[0])),
+            _ => self.f32s().ok().filter(|v| v.len() == 1).map(|v| f64::from(v[0])),
+        };
+        single.ok_or_else(|| Fault::new(format!("expected one element, found {}{:?}", self.dtype, self.shape)))
+    }
+
     /// The integer or bool elements.
     pub fn i32s(&self) -> Result<&[i32], Fault> {
         match &self.data {

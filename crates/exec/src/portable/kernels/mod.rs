@@ -30,3 +30,18 @@ pub fn lookup(kind: &str) -> Option<Prepare> {
     .into_iter()
     .find_map(|family| family(kind))
 }
+
+#[cfg(test)]
+mod tests {
+    use anemone_mil::ops;
+
+    #[test]
+    fn every_op_of_the_table_has_a_kernel() {
+        let stateful = |name: &str| matches!(name, "read_state" | "write_state");
+        let missing: Vec<&str> = ops::all()
+            .filter(|spec| !spec.is_constant() && !stateful(spec.name) && super::lookup(spec.name).is_none())
+            .map(|spec| spec.name)
+            .collect();
+        assert_eq!(missing, [""; 0], "ops without a kernel");
+    }
+}

@@ -120,51 +120,72 @@ fn l2_norm(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     })
 }
 
-/// Per-channel scale and shift of a value whose dimension 1 is the channel: `f` gives both for a channel's elements.
-fn per_channel(x: &Value, out: &mut [f32], f: impl Fn(usize, &[f32]) -> (f32, f32)) -> Result<(), Fault> {
+/// Normalises a value whose dimension 1 is the channel: `moments` gives a channel's mean and variance from its elements.
+/// In double precision: nothing is gained by less, and `x - mean` may cancel.
+fn per_channel(
+    x: &Value,
+    out: &mut [f32],
+    affine: &Affine,
+    moments: impl Fn(usize, &[f32]) -> (f64, f64),
+) -> Result<(), Fault> {
     let (channels, inner) = (x.shape[1], x.shape[2..].iter().product::<usize>().max(1));
     for (i, (row, out)) in x.f32s()?.chunks_exact(inner).zip(out.chunks_exact_mut(inner)).enumerate() {
-        let (scale, shift) = f(i % channels, row);
-        out.iter_mut().zip(row).for_each(|(o, v)| *o = v * scale + shift);
+        let channel = i % channels;
+        let (mean, variance) = moments(channel, row);
+        let scale = affine.gamma.as_ref().map_or(1.0, |g| f64::from(g[channel])) / (variance + affine.epsilon).sqrt();
+        let shift = affine.beta.as_ref().map_or(0.0, |b| f64::from(b[channel]));
+        out.iter_mut().zip(row).for_each(|(o, &v)| *o = ((f64::from(v) - mean) * scale + shift) as f32);
     }
     Ok(())
+}
+
+/// What is applied after normalising.
+struct Affine {
+    gamma: Option<Vec<f32>>,
+    beta: Option<Vec<f32>>,
+    epsilon: f64,
+}
+
+impl Affine {
+    fn of(site: &mut Site<'_>) -> Result<Self, Fault> {
+        let (gamma, beta) = (site.floats("gamma")?, site.floats("beta")?);
+        Ok(Self { gamma, beta, epsilon: f64::from(site.float("epsilon")?) })
+    }
+
+    /// Refuses a value that has not one channel for each parameter.
+    fn check(&self, x: &Value, others: &[&[f32]]) -> Result<(), Fault> {
+        let own = [&self.gamma, &self.beta].into_iter().flatten().map(Vec::as_slice);
+        if x.shape.len() < 3 || own.chain(others.iter().copied()).any(|v| v.len() != x.shape[1]) {
+            return Err(Fault::new(format!("`x` {:?} does not have one channel for each parameter", x.shape)));
+        }
+        Ok(())
+    }
 }
 
 fn batch_norm(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     let x = site.operand("x")?;
     let mean = site.floats("mean")?.unwrap_or_default();
     let variance = site.floats("variance")?.unwrap_or_default();
-    let (gamma, beta) = (site.floats("gamma")?, site.floats("beta")?);
-    let epsilon = site.float("epsilon")?;
+    let affine = Affine::of(site)?;
     Kernel::computes(move |args, context| {
         let x = args.get(x);
-        let vectors = [Some(&mean), Some(&variance), gamma.as_ref(), beta.as_ref()];
-        if x.shape.len() < 3 || vectors.into_iter().flatten().any(|v| v.len() != x.shape[1]) {
-            return Err(Fault::new(format!("`x` {:?} does not have one channel for each parameter", x.shape)));
-        }
+        affine.check(x, &[&mean, &variance])?;
         let mut out = context.take::<f32>(x.len())?;
-        per_channel(x, &mut out, |c, _| {
-            let scale = gamma.as_ref().map_or(1.0, |g| g[c]) / (variance[c] + epsilon).sqrt();
-            (scale, beta.as_ref().map_or(0.0, |b| b[c]) - mean[c] * scale)
-        })?;
+        per_channel(x, &mut out, &affine, |c, _| (mean[c].into(), variance[c].into()))?;
         Ok(vec![Value::floats(x.dtype, &x.shape, out)])
     })
 }
 
 fn instance_norm(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     let x = site.operand("x")?;
-    let (gamma, beta) = (site.floats("gamma")?, site.floats("beta")?);
-    let epsilon = site.float("epsilon")?;
+    let affine = Affine::of(site)?;
     Kernel::computes(move |args, context| {
         let x = args.get(x);
-        if x.shape.len() < 3 || [&gamma, &beta].into_iter().flatten().any(|v| v.len() != x.shape[1]) {
-            return Err(Fault::new(format!("`x` {:?} does not have one channel for each parameter", x.shape)));
-        }
+        affine.check(x, &[])?;
         let mut out = context.take::<f32>(x.len())?;
-        per_channel(x, &mut out, |c, row| {
+        per_channel(x, &mut out, &affine, |_, row| {
             let (mean, variance) = moments(row.iter().copied(), row.len());
-            let scale = gamma.as_ref().map_or(1.0, |g| g[c]) / (variance + epsilon).sqrt();
-            (scale, beta.as_ref().map_or(0.0, |b| b[c]) - mean * scale)
+            (mean.into(), variance.into())
         })?;
         Ok(vec![Value::floats(x.dtype, &x.shape, out)])
     })

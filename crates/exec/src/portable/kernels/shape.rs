@@ -22,6 +22,8 @@ pub fn lookup(kind: &str) -> Option<Prepare> {
         "pad" => pad,
         "shape" => shape,
         "fill" => fill,
+        "fill_like" => fill_like,
+        "band_part" => band_part,
         "range_1d" => range_1d,
         "reverse" => reverse,
         _ => return None,
@@ -346,29 +348,58 @@ fn shape(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     })
 }
 
-fn fill(site: &mut Site<'_>) -> Result<Kernel, Fault> {
-    let (dims, value) = (site.operand("shape")?, site.optional("value")?);
-    fn of<T: Element>(context: &mut Context<'_>, shape: Vec<usize>, dtype: Dtype, value: T) -> Result<Value, Fault> {
-        let mut out = context.take_shape::<T>(&shape)?;
+/// A value of one element, repeated.
+fn filled(context: &mut Context<'_>, shape: &[usize], dtype: Dtype, value: f64) -> Result<Value, Fault> {
+    fn of<T: Element>(context: &mut Context<'_>, shape: &[usize], dtype: Dtype, value: T) -> Result<Value, Fault> {
+        let mut out = context.take_shape::<T>(shape)?;
         out.fill(value);
-        Ok(Value { dtype, shape, data: T::wrap(out) })
+        Ok(Value { dtype, shape: shape.to_vec(), data: T::wrap(out) })
     }
-    let declared = site.output_dtype().unwrap_or(Dtype::F32);
+    if dtype.is_float() { of(context, shape, dtype, value as f32) } else { of(context, shape, dtype, value as i32) }
+}
+
+fn fill(site: &mut Site<'_>) -> Result<Kernel, Fault> {
+    let (dims, value) = (site.operand("shape")?, site.operand("value")?);
     Kernel::moves(move |args, context| {
-        let dims = args.get(dims).i32s()?;
-        let shape: Vec<usize> = dims
-            .iter()
-            .map(|&d| usize::try_from(d).map_err(|_| Fault::new(format!("cannot fill shape {dims:?}"))))
-            .collect::<Result<_, _>>()?;
-        Ok(vec![match value.map(|v| args.get(v)) {
-            None if declared.is_float() => of(context, shape, declared, 0.0f32)?,
-            None => of(context, shape, declared, 0i32)?,
-            Some(v) if v.len() != 1 => return Err(Fault::new("the fill value is not a scalar")),
-            Some(v) => match v.data {
-                Elements::Ints(_) => of(context, shape, v.dtype, v.i32s()?[0])?,
-                _ => of(context, shape, v.dtype, v.f32s()?[0])?,
-            },
-        }])
+        let (dims, value) = (args.get(dims).i32s()?, args.get(value));
+        let shape = dims.iter().map(|&d| usize::try_from(d)).collect::<Result<Vec<_>, _>>();
+        let shape = shape.map_err(|_| Fault::new(format!("cannot fill shape {dims:?}")))?;
+        Ok(vec![filled(context, &shape, value.dtype, value.scalar()?)?])
+    })
+}
+
+fn fill_like(site: &mut Site<'_>) -> Result<Kernel, Fault> {
+    let (like, value) = (site.operand("ref_tensor")?, site.operand("value")?);
+    Kernel::moves(move |args, context| {
+        let value = args.get(value);
+        Ok(vec![filled(context, &args.get(like).shape, value.dtype, value.scalar()?)?])
+    })
+}
+
+/// Zeroes what is more than `lower` below or `upper` above the diagonal of the last two dimensions.
+fn band_part(site: &mut Site<'_>) -> Result<Kernel, Fault> {
+    let x = site.operand("x")?;
+    let (lower, upper) = (site.int("lower")?, site.int("upper")?);
+    fn of<T: Element>(
+        context: &mut Context<'_>,
+        x: &Value,
+        keeps: impl Fn(usize, usize) -> bool,
+    ) -> Result<Value, Fault> {
+        let [rows, columns] = [x.shape[x.shape.len() - 2], x.shape[x.shape.len() - 1]];
+        let mut out = context.take_shape::<T>(&x.shape)?;
+        for (i, (out, &from)) in out.iter_mut().zip(T::of(x)?).enumerate() {
+            *out = if keeps(i / columns % rows, i % columns) { from } else { T::default() };
+        }
+        Ok(Value { dtype: x.dtype, shape: x.shape.clone(), data: T::wrap(out) })
+    }
+    Kernel::moves(move |args, context| {
+        let x = args.get(x);
+        if x.shape.len() < 2 {
+            return Err(Fault::new(format!("shape {:?} has no matrices", x.shape)));
+        }
+        let within = |distance: usize, limit: i32| usize::try_from(limit).map_or(true, |limit| distance <= limit);
+        let keeps = |m: usize, n: usize| (m < n || within(m - n, lower)) && (n < m || within(n - m, upper));
+        Ok(vec![by_element!(x, of(context, x, keeps))?])
     })
 }
 
@@ -377,14 +408,10 @@ fn range_1d(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     let (start, end, step) = (site.operand("start")?, site.operand("end")?, site.operand("step")?);
     Kernel::computes(move |args, context| {
         let bounds = [start, end, step].map(|s| args.get(s));
-        if bounds.iter().any(|b| b.len() != 1 || b.dtype != bounds[0].dtype) {
-            return Err(Fault::new("start, end and step must be scalars of one type"));
+        if bounds.iter().any(|b| b.dtype != bounds[0].dtype) {
+            return Err(Fault::new("start, end and step must be of one type"));
         }
-        let number = |v: &Value| match &v.data {
-            Elements::Ints(b) => Ok(f64::from(b[0])),
-            _ => v.f32s().map(|v| f64::from(v[0])),
-        };
-        let (start, end, step) = (number(bounds[0])?, number(bounds[1])?, number(bounds[2])?);
+        let [start, end, step] = [bounds[0].scalar()?, bounds[1].scalar()?, bounds[2].scalar()?];
         let n = ((end - start) / step).ceil();
         if step == 0.0 || !n.is_finite() {
             return Err(Fault::new(format!("no range from {start} to {end} by {step}")));

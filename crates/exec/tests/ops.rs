@@ -1,0 +1,226 @@
+//! Every op against what numpy says of it (`ops.json`, written by `crosscheck/goldens/ops.py`), on every runtime.
+//!
+//! A case is one op in a program of its own, written as a package and loaded from it; types that cannot cross a package's
+//! border are cast from and to int32 inside. How far a result may be from the
+//! exact one is the op table's business: the class of the op, and for sums the number and magnitude of their terms. A
+//! runtime states what it skips and nothing else.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use anemone_exec::{Data, Model, Numerics, Options, Portable, Runtime, Tensor};
+use anemone_mil::ir::{Dtype, Literal, TensorType, ValueId};
+use anemone_mil::ops::{self, Opset};
+use anemone_mil::{FunctionBuilder, Operand, validate};
+use half::f16;
+use serde_json::Value;
+
+/// A runtime under test.
+struct Subject {
+    runtime: Box<dyn Runtime>,
+    /// Ops it does not have.
+    skips: &'static [&'static str],
+}
+
+fn subjects() -> Vec<Subject> {
+    let portable = |numerics| Subject {
+        runtime: Box::new(Portable::new(numerics, Options { threads: 2, ..Options::default() })),
+        skips: &[],
+    };
+    vec![portable(Numerics::Exact), portable(Numerics::Ane)]
+}
+
+/// A tensor of the suite.
+struct Given {
+    dtype: Dtype,
+    shape: Vec<usize>,
+    data: Vec<Value>,
+}
+
+impl Given {
+    fn of(v: &Value) -> Self {
+        let dtype = match v["dtype"].as_str().unwrap() {
+            "fp16" => Dtype::F16,
+            "fp32" => Dtype::F32,
+            "int32" => Dtype::I32,
+            "int8" => Dtype::I8,
+            "uint8" => Dtype::U8,
+            "uint16" => Dtype::U16,
+            "bool" => Dtype::Bool,
+            "string" => Dtype::String,
+            other => panic!("{other}"),
+        };
+        let shape = v["shape"].as_array().unwrap().iter().map(|d| d.as_u64().unwrap() as usize).collect();
+        Self { dtype, shape, data: v["data"].as_array().unwrap().clone() }
+    }
+
+    fn floats(&self) -> Vec<f32> {
+        let number = |v: &Value| v.as_f64().unwrap_or_else(|| v.as_str().unwrap().parse().unwrap()) as f32;
+        self.data.iter().map(number).collect()
+    }
+
+    fn ints(&self) -> Vec<i32> {
+        self.data.iter().map(|v| v.as_i64().unwrap() as i32).collect()
+    }
+
+    fn ty(&self) -> TensorType {
+        TensorType::new(self.dtype, &self.shape)
+    }
+
+    fn literal(&self) -> Literal {
+        let ints = || self.ints().into_iter();
+        match self.dtype {
+            Dtype::F16 => Literal::f16s(&self.shape, &self.floats()),
+            Dtype::F32 => Literal::f32s(&self.shape, &self.floats()),
+            Dtype::String => Literal::string(self.data[0].as_str().unwrap()),
+            Dtype::I32 => Literal::from_bytes(self.ty(), ints().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>()),
+            Dtype::U16 => {
+                Literal::from_bytes(self.ty(), ints().flat_map(|v| (v as u16).to_le_bytes()).collect::<Vec<_>>())
+            }
+            _ => Literal::from_bytes(self.ty(), ints().map(|v| v as u8).collect::<Vec<_>>()),
+        }
+    }
+
+    fn tensor(&self, float: Dtype) -> Tensor {
+        let data = match self.dtype {
+            Dtype::F16 => return Tensor::from_f32(&self.shape, self.floats(), float),
+            Dtype::F32 => Data::F32(self.floats()),
+            _ => Data::I32(self.ints()),
+        };
+        Tensor::new(&self.shape, data)
+    }
+}
+
+/// The type in which a value crosses the border of a package.
+fn border(dtype: Dtype) -> Dtype {
+    if dtype.is_float() { dtype } else { Dtype::I32 }
+}
+
+/// A value as another type.
+fn cast(builder: &mut FunctionBuilder, id: ValueId, from: Dtype, to: Dtype) -> ValueId {
+    match from == to {
+        true => id,
+        false => builder.op("cast", "cast", &[("x", id.into()), ("dtype", Literal::string(to.name()).into())]).unwrap(),
+    }
+}
+
+/// Where a result differs from what is expected, if it does.
+fn difference(case: &Value, expected: &Given, found: &Tensor) -> Option<String> {
+    if found.shape() != expected.shape {
+        return Some(format!("shape {:?}, expected {:?}", found.shape(), expected.shape));
+    }
+    let rounded = found.dtype() == Dtype::F16;
+    let dtype = match (expected.dtype, rounded) {
+        (Dtype::F16 | Dtype::F32, true) => Dtype::F16,
+        (Dtype::F16 | Dtype::F32, false) => Dtype::F32,
+        (other, _) => border(other),
+    };
+    if found.dtype() != dtype {
+        return Some(format!("{}, expected {dtype}", found.dtype()));
+    }
+    if !dtype.is_float() {
+        let wanted = expected.ints().iter().map(|&v| v as f32).collect::<Vec<_>>();
+        return (found.to_f32() != wanted).then(|| format!("{:?}, expected {wanted:?}", found.to_f32()));
+    }
+    let opset = Opset::from_name(case["opset"].as_str().unwrap()).unwrap();
+    let tolerance = ops::spec_in(case["op"].as_str().unwrap(), opset).unwrap().tolerance;
+    let (terms, magnitude) = (case["terms"].as_u64().unwrap() as usize, case["magnitude"].as_f64().unwrap() as f32);
+    for (i, (&found, wanted)) in found.to_f32().iter().zip(expected.floats()).enumerate() {
+        // An exact result of an op that only moves or chooses is an fp16 number already; others round.
+        let nearest = if rounded { f16::from_f32(wanted).to_f32() } else { wanted };
+        let allowed = tolerance.allowed(dtype, wanted, terms, magnitude);
+        let near = found == nearest || (found - wanted).abs() <= allowed;
+        if !near {
+            return Some(format!("element {i} is {found:e}, expected {wanted:e} within {allowed:e}"));
+        }
+    }
+    None
+}
+
+#[test]
+fn every_case_on_every_runtime() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("ops.json")).unwrap();
+    let subjects = subjects();
+    let folder = tempfile::tempdir().unwrap();
+    let mut failures = Vec::new();
+    let mut covered: BTreeSet<&str> = BTreeSet::new();
+    for (n, case) in cases.iter().enumerate() {
+        let kind = case["op"].as_str().unwrap();
+        covered.insert(kind);
+        let mut builder = FunctionBuilder::new("main", case["opset"].as_str().unwrap()).unwrap();
+        let mut given = Vec::new();
+        let mut operands: Vec<(&str, Operand)> = Vec::new();
+        for (name, value) in case["inputs"].as_object().unwrap() {
+            let mut input = |port: &str, value: &Value| {
+                let mut tensor = Given::of(value);
+                let inside = tensor.dtype;
+                tensor.dtype = border(inside);
+                let id = builder.input(port, tensor.ty()).unwrap();
+                let id = cast(&mut builder, id, tensor.dtype, inside);
+                given.push(tensor);
+                id
+            };
+            match value.as_array() {
+                Some(values) => {
+                    let ids = values.iter().enumerate().map(|(i, v)| input(&format!("in_{name}_{i}"), v)).collect();
+                    operands.push((name, Operand::Many(ids)));
+                }
+                None => operands.push((name, input(&format!("in_{name}"), value).into())),
+            }
+        }
+        for (name, value) in case["params"].as_object().unwrap() {
+            operands.push((name, Given::of(value).literal().into()));
+        }
+        let fail = |what: String| format!("case {n}, {kind} {}: {what}", case["params"]);
+        let outputs = match builder.ops_multi(kind, "op", &operands) {
+            Ok(outputs) => outputs,
+            Err(e) => {
+                failures.push(fail(format!("not built: {e}")));
+                continue;
+            }
+        };
+        let cast_out = |id| {
+            let inside = builder.ty(id).dtype;
+            cast(&mut builder, id, inside, border(inside))
+        };
+        let outputs: Vec<ValueId> = outputs.into_iter().map(cast_out).collect();
+        let names: Vec<String> = (0..outputs.len()).map(|i| format!("out_{i}")).collect();
+        let named: Vec<(&str, _)> = names.iter().map(String::as_str).zip(outputs).collect();
+        let function = builder.finish(&named).unwrap();
+        let program = match validate(anemone_mil::program(vec![function], BTreeMap::new())) {
+            Ok(program) => program,
+            Err(report) => {
+                failures.push(fail(format!("not valid: {report}")));
+                continue;
+            }
+        };
+        let package = folder.path().join(format!("{n}.mlpackage"));
+        anemone_mil::write(&program, &package).unwrap();
+        for subject in subjects.iter().filter(|s| !s.skips.contains(&kind)) {
+            let who = subject.runtime.describe();
+            let result = subject.runtime.load(&package).and_then(|model| run(&*model, &given));
+            let outputs = match result {
+                Ok(outputs) => outputs,
+                Err(e) => {
+                    failures.push(fail(format!("{who}: {e}")));
+                    continue;
+                }
+            };
+            for (value, found) in case["outputs"].as_array().unwrap().iter().zip(&outputs) {
+                if let Some(what) = difference(case, &Given::of(value), found) {
+                    failures.push(fail(format!("{who}: {what}")));
+                }
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+
+    let constant_or_state = |spec: &ops::OpSpec| spec.is_constant() || spec.name.ends_with("_state");
+    let without: Vec<&str> =
+        ops::all().filter(|s| !constant_or_state(s) && !covered.contains(s.name)).map(|s| s.name).collect();
+    assert!(without.is_empty(), "ops without a case: {without:?}");
+}
+
+fn run(model: &dyn Model, given: &[Given]) -> Result<Vec<Tensor>, anemone_exec::Error> {
+    let inputs: Vec<Tensor> = given.iter().map(|g| g.tensor(model.float())).collect();
+    model.run(0, &inputs.iter().collect::<Vec<_>>(), &mut model.new_state()?)
+}
