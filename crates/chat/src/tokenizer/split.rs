@@ -307,7 +307,32 @@ mod tests {
         ALL.get_or_init(|| TABLE.iter().map(|row| Splitter::new(row.patterns).unwrap()).collect())
     }
 
+    /// The same patterns, look-ahead and all, on a backtracking engine.
+    fn backtracking(patterns: &[&str], text: &str) -> Vec<String> {
+        use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+        use tokenizers::{OffsetReferential, OffsetType, PreTokenizedString, PreTokenizer, SplitDelimiterBehavior};
+        let mut words = PreTokenizedString::from(text);
+        for pattern in patterns {
+            let pattern = SplitPattern::Regex((*pattern).to_owned());
+            Split::new(pattern, SplitDelimiterBehavior::Isolated, false).unwrap().pre_tokenize(&mut words).unwrap();
+        }
+        let words = words.get_splits(OffsetReferential::Original, OffsetType::Byte);
+        words.into_iter().filter(|(word, ..)| !word.is_empty()).map(|(word, ..)| word.to_owned()).collect()
+    }
+
+    /// What patterns tell apart: cases, marks, digits, signs, white space of several kinds, contractions.
+    const TELLING: &str =
+        "([ \\t\\r\\n\u{a0}\u{3000}]{0,4}|[aZ9']{0,4}|[éßǅʰ漢カ한\u{301}²ⅷ!.,/$<|~_]{0,3}|'(s|LL|ſ)){0,8}";
+
     proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn words_are_those_of_a_backtracking_engine(text in TELLING) {
+            for (row, splitter) in TABLE.iter().zip(splitters()) {
+                prop_assert_eq!(splitter.split(&text), backtracking(row.patterns, &text), "{:?}", row.names);
+            }
+        }
+
         #[test]
         fn words_are_the_text(text in any::<String>(), spaced in "[ \t\r\na1'.\u{3000}é漢]{0,40}") {
             for splitter in splitters() {
