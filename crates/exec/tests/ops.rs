@@ -8,9 +8,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anemone_exec::{Data, Model, Numerics, Options, Portable, Runtime, Tensor};
-use anemone_mil::ir::{Dtype, Literal, TensorType, ValueId};
+use anemone_mil::ir::{Dtype, Function, Literal, TensorType, ValueId};
 use anemone_mil::ops::{self, Opset};
-use anemone_mil::{FunctionBuilder, Operand, validate};
+use anemone_mil::{BuildError, FunctionBuilder, Operand, validate};
 use half::f16;
 use serde_json::Value;
 
@@ -96,10 +96,10 @@ fn border(dtype: Dtype) -> Dtype {
 }
 
 /// A value as another type.
-fn cast(builder: &mut FunctionBuilder, id: ValueId, from: Dtype, to: Dtype) -> ValueId {
+fn cast(builder: &mut FunctionBuilder, id: ValueId, from: Dtype, to: Dtype) -> Result<ValueId, BuildError> {
     match from == to {
-        true => id,
-        false => builder.op("cast", "cast", &[("x", id.into()), ("dtype", Literal::string(to.name()).into())]).unwrap(),
+        true => Ok(id),
+        false => builder.op("cast", "cast", &[("x", id.into()), ("dtype", Literal::string(to.name()).into())]),
     }
 }
 
@@ -136,91 +136,109 @@ fn difference(case: &Value, expected: &Given, found: &Tensor) -> Option<String> 
     None
 }
 
+/// A case's function, and what it is given when it runs.
+fn build(case: &Value, name: &str) -> Result<(Function, Vec<Given>), BuildError> {
+    let mut builder = FunctionBuilder::new(name, case["opset"].as_str().unwrap())?;
+    let mut given = Vec::new();
+    let mut operands: Vec<(&str, Operand)> = Vec::new();
+    for (name, value) in case["inputs"].as_object().unwrap() {
+        let mut input = |port: &str, value: &Value| {
+            let mut tensor = Given::of(value);
+            let inside = tensor.dtype;
+            tensor.dtype = border(inside);
+            let id = builder.input(port, tensor.ty())?;
+            let id = cast(&mut builder, id, tensor.dtype, inside)?;
+            given.push(tensor);
+            Ok::<_, BuildError>(id)
+        };
+        match value.as_array() {
+            Some(values) => {
+                let ids = values.iter().enumerate().map(|(i, v)| input(&format!("in_{name}_{i}"), v));
+                operands.push((name, Operand::Many(ids.collect::<Result<_, _>>()?)));
+            }
+            None => operands.push((name, input(&format!("in_{name}"), value)?.into())),
+        }
+    }
+    for (name, value) in case["params"].as_object().unwrap() {
+        operands.push((name, Given::of(value).literal().into()));
+    }
+    let results = builder.ops_multi(case["op"].as_str().unwrap(), "op", &operands)?;
+    let mut outputs = Vec::new();
+    for (i, id) in results.into_iter().enumerate() {
+        let inside = builder.ty(id).dtype;
+        outputs.push((format!("out_{i}"), cast(&mut builder, id, inside, border(inside))?));
+    }
+    let outputs: Vec<(&str, ValueId)> = outputs.iter().map(|(name, id)| (name.as_str(), *id)).collect();
+    Ok((builder.finish(&outputs)?, given))
+}
+
+/// How many cases share a package, as its functions.
+const TOGETHER: usize = 64;
+
 #[test]
 fn every_case_on_every_runtime() {
     let cases: Vec<Value> = serde_json::from_str(include_str!("ops.json")).unwrap();
-    let subjects = subjects();
     let folder = tempfile::tempdir().unwrap();
     let mut failures = Vec::new();
-    let mut covered: BTreeSet<&str> = BTreeSet::new();
-    for (n, case) in cases.iter().enumerate() {
-        let kind = case["op"].as_str().unwrap();
-        covered.insert(kind);
-        let mut builder = FunctionBuilder::new("main", case["opset"].as_str().unwrap()).unwrap();
-        let mut given = Vec::new();
-        let mut operands: Vec<(&str, Operand)> = Vec::new();
-        for (name, value) in case["inputs"].as_object().unwrap() {
-            let mut input = |port: &str, value: &Value| {
-                let mut tensor = Given::of(value);
-                let inside = tensor.dtype;
-                tensor.dtype = border(inside);
-                let id = builder.input(port, tensor.ty()).unwrap();
-                let id = cast(&mut builder, id, tensor.dtype, inside);
-                given.push(tensor);
-                id
-            };
-            match value.as_array() {
-                Some(values) => {
-                    let ids = values.iter().enumerate().map(|(i, v)| input(&format!("in_{name}_{i}"), v)).collect();
-                    operands.push((name, Operand::Many(ids)));
-                }
-                None => operands.push((name, input(&format!("in_{name}"), value).into())),
-            }
+    // Only the newest opset has packages of several functions.
+    let (new, old): (Vec<&Value>, Vec<&Value>) = cases.iter().partition(|c| c["opset"] == "CoreML8");
+    for (n, group) in new.chunks(TOGETHER).chain(old.chunks(1)).enumerate() {
+        let mut functions = Vec::new();
+        let mut inputs = Vec::new();
+        for (i, case) in group.iter().enumerate() {
+            let name = if group.len() == 1 { "main".to_owned() } else { format!("case_{i:03}") };
+            let (function, given) = build(case, &name).unwrap_or_else(|e| panic!("{}: {e}", described(case)));
+            functions.push(function);
+            inputs.push(given);
         }
-        for (name, value) in case["params"].as_object().unwrap() {
-            operands.push((name, Given::of(value).literal().into()));
-        }
-        let fail = |what: String| format!("case {n}, {kind} {}: {what}", case["params"]);
-        let outputs = match builder.ops_multi(kind, "op", &operands) {
-            Ok(outputs) => outputs,
-            Err(e) => {
-                failures.push(fail(format!("not built: {e}")));
-                continue;
-            }
-        };
-        let cast_out = |id| {
-            let inside = builder.ty(id).dtype;
-            cast(&mut builder, id, inside, border(inside))
-        };
-        let outputs: Vec<ValueId> = outputs.into_iter().map(cast_out).collect();
-        let names: Vec<String> = (0..outputs.len()).map(|i| format!("out_{i}")).collect();
-        let named: Vec<(&str, _)> = names.iter().map(String::as_str).zip(outputs).collect();
-        let function = builder.finish(&named).unwrap();
-        let program = match validate(anemone_mil::program(vec![function], BTreeMap::new())) {
-            Ok(program) => program,
-            Err(report) => {
-                failures.push(fail(format!("not valid: {report}")));
-                continue;
-            }
-        };
+        let program = validate(anemone_mil::program(functions, BTreeMap::new())).unwrap_or_else(|r| panic!("{r}"));
         let package = folder.path().join(format!("{n}.mlpackage"));
         anemone_mil::write(&program, &package).unwrap();
-        for subject in subjects.iter().filter(|s| !s.skips.contains(&kind)) {
+        for subject in subjects() {
             let who = subject.runtime.describe();
-            let result = subject.runtime.load(&package).and_then(|model| run(&*model, &given));
-            let outputs = match result {
-                Ok(outputs) => outputs,
-                Err(e) => {
-                    failures.push(fail(format!("{who}: {e}")));
+            let model = subject.runtime.load(&package).unwrap_or_else(|e| panic!("{who}: {e}"));
+            for (i, (case, given)) in group.iter().zip(&inputs).enumerate() {
+                if subject.skips.contains(&case["op"].as_str().unwrap()) {
                     continue;
                 }
-            };
-            for (value, found) in case["outputs"].as_array().unwrap().iter().zip(&outputs) {
-                if let Some(what) = difference(case, &Given::of(value), found) {
-                    failures.push(fail(format!("{who}: {what}")));
+                let found = match run(&*model, i, given) {
+                    Ok(outputs) => outputs,
+                    Err(e) => {
+                        failures.push(format!("{who}: {}: {e}", described(case)));
+                        continue;
+                    }
+                };
+                let expected = case["outputs"].as_array().unwrap();
+                assert_eq!(expected.len(), found.len(), "{}", described(case));
+                for (value, found) in expected.iter().zip(&found) {
+                    if let Some(what) = difference(case, &Given::of(value), found) {
+                        failures.push(format!("{who}: {}: {what}", described(case)));
+                    }
                 }
             }
         }
     }
     assert!(failures.is_empty(), "{} failures\n{}", failures.len(), failures.join("\n"));
+}
 
-    let constant_or_state = |spec: &ops::OpSpec| spec.is_constant() || spec.name.ends_with("_state");
+#[test]
+fn every_op_of_the_table_has_a_case() {
+    let cases: Vec<Value> = serde_json::from_str(include_str!("ops.json")).unwrap();
+    let covered: BTreeSet<&str> = cases.iter().map(|c| c["op"].as_str().unwrap()).collect();
+    let elsewhere = |spec: &ops::OpSpec| spec.is_constant() || spec.name.ends_with("_state");
     let without: Vec<&str> =
-        ops::all().filter(|s| !constant_or_state(s) && !covered.contains(s.name)).map(|s| s.name).collect();
+        ops::all().filter(|s| !elsewhere(s) && !covered.contains(s.name)).map(|s| s.name).collect();
     assert!(without.is_empty(), "ops without a case: {without:?}");
 }
 
-fn run(model: &dyn Model, given: &[Given]) -> Result<Vec<Tensor>, anemone_exec::Error> {
+/// The op, the shapes it is given, and its parameters.
+fn described(case: &Value) -> String {
+    let shapes: Vec<String> =
+        case["inputs"].as_object().unwrap().iter().map(|(name, v)| format!("{name} {}", v["shape"])).collect();
+    format!("{} of {}, {}", case["op"], shapes.join(", "), case["params"])
+}
+
+fn run(model: &dyn Model, function: usize, given: &[Given]) -> Result<Vec<Tensor>, anemone_exec::Error> {
     let inputs: Vec<Tensor> = given.iter().map(|g| g.tensor(model.float())).collect();
-    model.run(0, &inputs.iter().collect::<Vec<_>>(), &mut model.new_state()?)
+    model.run(function, &inputs.iter().collect::<Vec<_>>(), &mut model.new_state()?)
 }
