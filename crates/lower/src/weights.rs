@@ -4,13 +4,15 @@
 //! happens to weights besides quantisation happens there: query and key rows of an interleaved source are permuted to
 //! half-split pairs, and rotary rows carry the attention factor. Both are exact before quantisation.
 
+use std::io;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU16, Ordering};
 
-use anemone_gguf::Gguf;
+use anemone_gguf::{Gguf, Tensor};
 use anemone_mil::ir::{Deferred, Dtype, Literal, Payload, Producer, Sink, TensorType, ValueType};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
+use zerocopy::IntoBytes;
 
 use crate::quantize;
 
@@ -32,8 +34,11 @@ pub struct Rows {
     columns: usize,
 }
 
-/// Elements in a tile: what one task dequantises before it writes. A tile in fp16 is 512 KiB, which stays in cache.
+/// Elements in a tile: what one task makes before it writes. In int8 that is 256 KiB, which stays in cache.
 const TILE: usize = 1 << 18;
+
+// Weights go to the file as they are in memory.
+const _: () = assert!(cfg!(target_endian = "little"), "the package format is little endian");
 
 impl Rows {
     /// Rows of a tensor that the structure check has found present. `rows` must lie in it.
@@ -52,35 +57,26 @@ impl Rows {
         (TILE / self.columns.max(1)).max(1)
     }
 
-    /// Calls `work` for each tile with its first row and its fp16 values, on all cores.
-    fn for_each_tile(&self, work: impl Fn(usize, &[f16]) -> std::io::Result<()> + Sync) -> std::io::Result<()> {
+    /// Calls `work` for each tile, on all cores. `S` is what `work` keeps between the tiles of a thread.
+    fn for_each_tile<S: Default>(&self, work: impl Fn(&mut S, Tile<'_>) -> io::Result<()> + Sync) -> io::Result<()> {
         let step = self.tile_rows();
-        let tensor = self.source.tensor(&self.tensor).map_err(std::io::Error::other)?;
+        let source = self.source.tensor(&self.tensor).map_err(io::Error::other)?;
         self.rows.par_chunks(step).enumerate().try_for_each_init(
-            || (vec![0f32; self.columns], Vec::<f16>::new()),
-            |(row, tile), (chunk, rows)| {
-                tile.resize(rows.len() * self.columns, f16::ZERO);
-                for (r, out) in rows.iter().zip(tile.chunks_exact_mut(self.columns)) {
-                    tensor.dequantize_row(r.index, row).map_err(std::io::Error::other)?;
-                    if r.gain != 1.0 {
-                        row.iter_mut().for_each(|w| *w *= r.gain);
-                    }
-                    out.convert_from_f32_slice(row);
-                    if let Some(column) = out.iter().position(|w| !w.is_finite()) {
-                        return Err(std::io::Error::other(format!(
-                            "tensor `{}` row {} column {column} is {}, which fp16 cannot hold",
-                            self.tensor, r.index, row[column]
-                        )));
-                    }
-                }
-                work(chunk * step, tile)
-            },
+            || (vec![0.0; self.columns], vec![f16::ZERO; self.columns], S::default()),
+            |(wide, row, scratch), (chunk, rows)| work(scratch, Tile { first: chunk * step, source, rows, wide, row }),
         )
     }
 
     /// Writes the rows in fp16 to slot 0.
-    pub fn write_fp16(&self, sink: &dyn Sink) -> std::io::Result<()> {
-        self.for_each_tile(|first, tile| sink.write(0, first * self.columns * 2, &le_bytes(tile)))
+    pub fn write_fp16(&self, sink: &dyn Sink) -> io::Result<()> {
+        let columns = self.columns;
+        self.for_each_tile(|out: &mut Vec<f16>, mut tile| {
+            out.resize(tile.rows.len() * columns, f16::ZERO);
+            for (r, out) in out.chunks_exact_mut(columns).enumerate() {
+                out.copy_from_slice(tile.row(r)?.0);
+            }
+            sink.write(0, tile.first * columns * 2, out.as_bytes())
+        })
     }
 
     fn literal(producer: &Arc<dyn Producer>, slot: usize, dtype: Dtype, shape: &[usize]) -> Literal {
@@ -113,6 +109,36 @@ impl Rows {
     }
 }
 
+/// Consecutive rows of a projection, and where one of them is worked on.
+struct Tile<'a> {
+    /// The first row's place in the projection.
+    first: usize,
+    source: Tensor<'a>,
+    rows: &'a [Row],
+    wide: &'a mut [f32],
+    row: &'a mut [f16],
+}
+
+impl Tile<'_> {
+    /// Row `r` of the tile in fp16, and its largest magnitude.
+    fn row(&mut self, r: usize) -> io::Result<(&[f16], f16)> {
+        let Row { index, gain } = self.rows[r];
+        self.source.dequantize_row(index, self.wide).map_err(io::Error::other)?;
+        if gain != 1.0 {
+            self.wide.iter_mut().for_each(|w| *w *= gain);
+        }
+        let peak = quantize::narrow(self.wide, self.row);
+        if peak.is_finite() {
+            return Ok((self.row, peak));
+        }
+        let column = self.row.iter().position(|w| !w.is_finite()).unwrap_or_default();
+        let (tensor, value) = (self.source.name(), self.wide[column]);
+        Err(io::Error::other(format!(
+            "tensor `{tensor}` row {index} column {column} is {value}, which fp16 cannot hold"
+        )))
+    }
+}
+
 /// How many weights share a scale.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Scales {
@@ -125,7 +151,7 @@ pub enum Scales {
 struct Half(Rows);
 
 impl Producer for Half {
-    fn produce(&self, sink: &dyn Sink) -> std::io::Result<()> {
+    fn produce(&self, sink: &dyn Sink) -> io::Result<()> {
         self.0.write_fp16(sink)
     }
 }
@@ -141,51 +167,44 @@ impl Int8 {
 
     /// The largest magnitude of the whole projection: a pass of its own over the source, which the second pass then
     /// finds in the page cache.
-    fn max_abs(&self) -> std::io::Result<f16> {
-        let max = std::sync::atomic::AtomicU16::new(0);
-        self.rows.for_each_tile(|_, tile| {
-            max.fetch_max(quantize::max_abs(tile).to_bits(), std::sync::atomic::Ordering::Relaxed);
+    fn peak(&self) -> io::Result<f16> {
+        let peak = AtomicU16::new(0);
+        self.rows.for_each_tile(|(): &mut (), mut tile| {
+            for r in 0..tile.rows.len() {
+                peak.fetch_max(tile.row(r)?.1.to_bits(), Ordering::Relaxed);
+            }
             Ok(())
         })?;
-        Ok(f16::from_bits(max.into_inner()))
+        Ok(f16::from_bits(peak.into_inner()))
     }
 }
 
 impl Producer for Int8 {
-    fn produce(&self, sink: &dyn Sink) -> std::io::Result<()> {
+    fn produce(&self, sink: &dyn Sink) -> io::Result<()> {
         let columns = self.rows.columns;
-        let write = |first: usize, q: &[i8]| {
-            let bytes: Vec<u8> = q.iter().map(|&v| v as u8).collect();
-            sink.write(Self::DATA, first * columns, &bytes)
-        };
-        match self.scales {
+        let shared = match self.scales {
             Scales::PerTensor => {
-                let scale = quantize::scale(self.max_abs()?);
+                let scale = quantize::scale(self.peak()?);
                 sink.write(Self::SCALE, 0, &scale.to_le_bytes())?;
-                self.rows.for_each_tile(|first, tile| {
-                    let mut q = vec![0; tile.len()];
-                    quantize::quantize(tile, scale, &mut q);
-                    write(first, &q)
-                })
+                Some(scale)
             }
-            Scales::PerChannel => self.rows.for_each_tile(|first, tile| {
-                let mut q = vec![0; tile.len()];
-                let mut scales = Vec::with_capacity(tile.len() / columns);
-                for (row, q) in tile.chunks_exact(columns).zip(q.chunks_exact_mut(columns)) {
-                    let scale = quantize::scale(quantize::max_abs(row));
-                    quantize::quantize(row, scale, q);
-                    scales.push(scale);
-                }
-                sink.write(Self::SCALE, first * 2, &le_bytes(&scales))?;
-                write(first, &q)
-            }),
-        }
+            Scales::PerChannel => None,
+        };
+        self.rows.for_each_tile(|(out, scales): &mut (Vec<i8>, Vec<f16>), mut tile| {
+            out.resize(tile.rows.len() * columns, 0);
+            scales.clear();
+            for (r, out) in out.chunks_exact_mut(columns).enumerate() {
+                let (row, peak) = tile.row(r)?;
+                let scale = shared.unwrap_or_else(|| quantize::scale(peak));
+                quantize::quantize(row, scale, out);
+                scales.push(scale);
+            }
+            if shared.is_none() {
+                sink.write(Self::SCALE, tile.first * 2, scales.as_bytes())?;
+            }
+            sink.write(Self::DATA, tile.first * columns, out.as_bytes())
+        })
     }
-}
-
-/// fp16 values as the format stores them.
-pub(crate) fn le_bytes(values: &[f16]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 /// Rows `range` of a tensor as they are.
