@@ -165,7 +165,7 @@ impl Tokenizer {
         let mut add_bos = sentencepiece || name == "gemma4";
         match name {
             "gpt2" => {
-                let pre = split::find(optional(metadata.str("tokenizer.ggml.pre"))?.unwrap_or("default"))?;
+                let pre = split::find(metadata.str("tokenizer.ggml.pre")?)?;
                 source.patterns = pre.patterns.iter().map(|&p| p.to_owned()).collect();
                 source.ignore_merges = pre.ignore_merges;
                 add_bos = pre.add_bos;

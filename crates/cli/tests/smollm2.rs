@@ -1,0 +1,104 @@
+//! A real model through the whole path: SmolLM2-135M-Instruct against transformers on the same dequantised weights.
+//!
+//! The weights are fetched by `fixtures/fetch smollm2` and named by `ANEMONE_SMOLLM2`; `ci/test` sets it.
+
+mod common;
+
+use std::path::PathBuf;
+
+use anemone_chat::engine::Logits;
+use anemone_chat::sample::log_softmax;
+use anemone_chat::{Engine, Session};
+use anemone_exec::{Numerics, Options, Portable};
+use common::*;
+use serde_json::{Value, json};
+
+/// The model, or `None` with a note where nobody fetched it. In CI that is an error.
+fn model() -> Option<PathBuf> {
+    match std::env::var_os("ANEMONE_SMOLLM2") {
+        Some(path) => Some(path.into()),
+        None if std::env::var_os("CI").is_some() => panic!("ANEMONE_SMOLLM2 is not set: run through ci/test"),
+        None => {
+            eprintln!("not tested: set ANEMONE_SMOLLM2=$(fixtures/fetch smollm2)");
+            None
+        }
+    }
+}
+
+/// Where the reference itself has two candidates closer than this, either is right.
+const SURE: f64 = 0.05;
+
+#[test]
+fn greedy_answers_are_those_of_transformers() {
+    let Some(model) = model() else { return };
+    let bundle = Bundle::build(&model, &["--weights", "fp16", "--context", "256"]);
+    let lines = json_lines("smollm2/prompts.jsonl");
+    let request = |l: &Value| {
+        let max_tokens = l["expected_ids"].as_array().unwrap().len();
+        json!({"id": l["id"], "messages": l["messages"], "max_tokens": max_tokens})
+    };
+    let answers = bundle.batch(&lines.iter().map(request).collect::<Vec<_>>(), &["--numerics", "exact"]);
+    assert_eq!((answers.len(), lines.len()), (16, 16));
+    let mut equal = 0;
+    for (line, answer) in lines.iter().zip(&answers) {
+        assert_eq!(line["prompt_ids"], answer["prompt_ids"], "prompt {}", line["id"]);
+        let (expected, found) = (ids(&line["expected_ids"]), ids(&answer["ids"]));
+        match expected.iter().zip(&found).position(|(e, f)| e != f) {
+            None => equal += usize::from(expected.len() == found.len()),
+            Some(at) => {
+                let margin = line["margins"][at].as_f64().unwrap();
+                assert!(margin < SURE, "prompt {}: token {at} differs where the margin is {margin}", line["id"]);
+            }
+        }
+    }
+    println!("{equal} of 16 answers are equal to the last token");
+    assert!(equal >= 12, "only {equal} of 16 answers are equal to the last token");
+}
+
+/// Mean next-token NLL of a bundle on the text, and its mean KL from another's distributions, in nats.
+struct Cost {
+    nll: f64,
+    kl: f64,
+}
+
+/// Feeds the text to two engines side by side, a block at a time, so that no more than a block of logits is in memory.
+fn cost(engine: &Engine, baseline: &Engine, text: &[u32]) -> Cost {
+    let vocab = engine.contract().vocab;
+    let (mut session, mut base) = (engine.session().unwrap(), baseline.session().unwrap());
+    let (mut nll, mut kl) = (0.0, 0.0);
+    let feed = |s: &mut Session<'_>, ids: &[u32]| s.feed(ids, Logits::All).unwrap();
+    for start in (0..text.len()).step_by(32) {
+        let block = &text[start..text.len().min(start + 32)];
+        let (found, expected) = (feed(&mut session, block), feed(&mut base, block));
+        for (i, (f, e)) in found.chunks_exact(vocab).zip(expected.chunks_exact(vocab)).enumerate() {
+            let Some(&next) = text.get(start + i + 1) else { continue };
+            let (f, e) = (log_softmax(f).unwrap(), log_softmax(e).unwrap());
+            nll -= f64::from(f[next as usize]);
+            kl += e.iter().zip(&f).map(|(&e, &f)| f64::from(e).exp() * f64::from(e - f)).sum::<f64>();
+        }
+    }
+    let n = (text.len() - 1) as f64;
+    Cost { nll: nll / n, kl: kl / n }
+}
+
+/// What each weight mode costs on a text that no model has seen. The README quotes what this prints.
+#[test]
+fn weight_modes_cost_what_is_stated() {
+    let Some(model) = model() else { return };
+    let golden: Value = serde_json::from_str(&std::fs::read_to_string(fixture("smollm2/text.json")).unwrap()).unwrap();
+    let text = ids(&golden["ids"]);
+    let runtime = Portable::new(Numerics::Exact, Options::default());
+    let build = |weights| Bundle::build(&model, &["--weights", weights, "--context", "2048"]);
+    let fp16 = build("fp16");
+    let baseline = Engine::open(&fp16.path, &runtime).unwrap();
+    println!("{:14} {:>9} {:>9}", "weights", "NLL", "KL");
+    for (weights, most) in [("fp16", 0.001), ("int8-channel", 0.03), ("int8", 0.25)] {
+        let bundle = build(weights);
+        let engine = Engine::open(&bundle.path, &runtime).unwrap();
+        let cost = cost(&engine, &baseline, &text);
+        println!("{weights:14} {:9.5} {:9.2e}", cost.nll, cost.kl);
+        let more = cost.nll - golden["nll"].as_f64().unwrap();
+        assert!(more.abs() < most, "{weights}: NLL moves by {more}");
+        assert!(cost.kl < most, "{weights}: KL {}", cost.kl);
+    }
+}
