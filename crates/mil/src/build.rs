@@ -7,8 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::ir::{
-    About, Arg, Dim, Feature, Flexibility, Function, Interface, Literal, Op, Program, TensorType, Value, ValueId,
-    ValueType,
+    About, Arg, Feature, Flexibility, Function, Interface, Literal, Op, Program, TensorType, Value, ValueId, ValueType,
 };
 use crate::names;
 use crate::ops::{self, Call, OpSpec, Opset, Outputs, Place, Scope, TypeError};
@@ -376,7 +375,8 @@ fn feature(name: &str, ty: &TensorType) -> Feature {
     Feature {
         name: name.to_owned(),
         dtype: ty.dtype,
-        shape: ty.shape.iter().map(|d: &Dim| d.fixed()).collect(),
+        // A scalar has no shape to speak of, and the format cannot tell it from an unknown one.
+        shape: ty.fixed_shape().filter(|s| !s.is_empty()),
         flexibility: Flexibility::Fixed,
         optional: false,
         default: None,

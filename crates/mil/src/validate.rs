@@ -12,7 +12,7 @@
 //!   the types that its type rule gives, where an unknown dimension agrees with anything.
 //! - **Literals.** As many bytes as the type says; blobs inside of their file; as many non-zero values as mask bits.
 //!   In-place literals only where `constexpr` ops have them, and blobs in place nowhere else.
-//! - **States.** Shapes known; a state is read and written by `read_state` and `write_state` only.
+//! - **States.** Shapes known, one type for each name in all functions; a state is read and written by `read_state` and `write_state` only.
 //! - **Interface.** The description names exactly the function's inputs, states and outputs, with their element types, and
 //!   with shapes that agree; flexible shapes exactly where dimensions are unknown, with the default among them.
 //!
@@ -228,6 +228,7 @@ impl Checker {
                 self.ours(at, "identifier", format!("function name {:?} is no identifier", f.name));
             }
         }
+        self.shared_states(p);
         for (key, lit) in &p.attributes {
             if key != "buildInfo" {
                 self.error(at, "program-attribute", format!("attribute `{key}`: programs have none but `buildInfo`"));
@@ -237,6 +238,21 @@ impl Checker {
             }
         }
         newest
+    }
+
+    /// Functions share a state by its name, so it is one state.
+    fn shared_states(&mut self, p: &Program) {
+        let mut states: BTreeMap<&str, (&str, &TensorType)> = BTreeMap::new();
+        for f in &p.functions {
+            for value in f.inputs.iter().filter_map(|id| f.values.get(id.index())) {
+                let ValueType::State(ty) = &value.ty else { continue };
+                let (first, other) = states.entry(&value.name).or_insert((&f.name, ty));
+                if *other != ty {
+                    let message = format!("state `{}` is {other} in `{first}`, {ty} in `{}`", value.name, f.name);
+                    self.ours(At::Program, "shared-state", message);
+                }
+            }
+        }
     }
 
     /// Checks every index, and that every value is defined once and before its uses; the op that defines each value.
@@ -361,7 +377,8 @@ impl Checker {
                         format!("{opset} needs version {}, this is {}", opset.spec_version(), newest.spec_version());
                     self.ours(At::Function(f), "opset", message);
                 }
-                opset
+                // Loaders go by the version.
+                opset.min(newest)
             }
             None => {
                 self.error(At::Function(f), "opset", format!("opset {:?} is not known", f.opset));
@@ -403,6 +420,7 @@ impl Checker {
             self.error(at, "unknown-op", format!("there is no op `{}`", op.kind));
             return None;
         };
+        let opset = opset.min(newest);
         let (spec, opset) = match (ops::spec_in(&op.kind, opset), ops::spec_in(&op.kind, newest)) {
             (Some(spec), _) => (spec, opset),
             (None, Some(spec)) => {
@@ -528,7 +546,12 @@ impl Checker {
         for &id in &f.inputs {
             let value = f.value(id);
             match &value.ty {
-                ValueType::Tensor(ty) => self.port(f, "input", &value.name, ty, version),
+                ValueType::Tensor(ty) => {
+                    if ty.rank() == 0 {
+                        self.ours(at, "input-rank", format!("input `{}` is a scalar; inputs have a shape", value.name));
+                    }
+                    self.port(f, "input", &value.name, ty, version);
+                }
                 ValueType::State(ty) => {
                     if version < 9 {
                         self.error(at, "state", format!("state `{}` needs version 9, this is {version}", value.name));
@@ -695,6 +718,9 @@ fn feature_problem(kind: Kind, feature: &Feature, ty: &TensorType) -> Option<Str
     if let Some(shape) = &feature.shape {
         if !fits(shape) {
             return Some(format!("is {shape:?} in the description, {ty} in the function"));
+        }
+        if shape.is_empty() {
+            return Some("has an empty shape in the description, where a scalar has none".to_owned());
         }
         if shape.contains(&0) {
             return Some(format!("has shape {shape:?} in the description: an empty dimension"));

@@ -53,8 +53,8 @@ pub(super) const OPS: &[OpSpec] = &[
     OpSpec { name: "greater_equal", doc: "`x >= y`.", ..COMPARE },
     OpSpec { name: "less", doc: "`x < y`.", ..COMPARE },
     OpSpec { name: "less_equal", doc: "`x <= y`.", ..COMPARE },
-    OpSpec { name: "equal", params: COMPARABLE, doc: "`x == y`.", ..COMPARE },
-    OpSpec { name: "not_equal", params: COMPARABLE, doc: "`x != y`.", ..COMPARE },
+    OpSpec { name: "equal", doc: "`x == y`.", ..COMPARE },
+    OpSpec { name: "not_equal", doc: "`x != y`.", ..COMPARE },
     OpSpec { name: "logical_and", doc: "Both.", ..LOGICAL },
     OpSpec { name: "logical_or", doc: "Either.", ..LOGICAL },
     OpSpec { name: "logical_xor", doc: "Exactly one.", ..LOGICAL },
@@ -240,7 +240,6 @@ pub(super) const OPS: &[OpSpec] = &[
     },
 ];
 
-const COMPARABLE: &[Param] = &[Param::required("x", CORE), Param::required("y", CORE)];
 const EPSILON: &[Param] = &[Param::required("x", FLOAT), Param::defaulted("epsilon", FLOAT, Default::Float(1e-12))];
 
 /// The type of the result is that of `x`.

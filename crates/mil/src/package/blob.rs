@@ -137,7 +137,7 @@ impl Weights {
         if ty.dtype.bits() < 8 && padding != unused as u64 {
             return Err(fail(format!("the record says {padding} unused bits, {ty} leaves {unused}")));
         }
-        if data % ALIGN as u64 != 0 || offset % ALIGN as u64 != 0 {
+        if !data.is_multiple_of(ALIGN as u64) || !offset.is_multiple_of(ALIGN as u64) {
             notes.push(Diagnostic::warning(
                 "blob-alignment",
                 format!("{base}: record at {offset}, data at {data}: expected multiples of {ALIGN}"),
