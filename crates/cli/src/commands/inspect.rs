@@ -137,6 +137,8 @@ fn contract_row(field: &str, value: &Json, origins: &BTreeMap<String, String>) -
             if all_equal { format!("{} times {}", a.len(), a[0]) } else { format!("{} values, {} to {}", a.len(), a[0], a[a.len() - 1]) }
         }
         Json::String(s) => s.clone(),
+        // Contracts hold f32: printed as f64 they grow digits that nobody wrote.
+        Json::Number(n) if n.is_f64() => (n.as_f64().unwrap_or(f64::NAN) as f32).to_string(),
         other => other.to_string(),
     };
     vec![field.to_owned(), text, origins.get(field).cloned().unwrap_or_default()]
