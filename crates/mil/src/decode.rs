@@ -11,6 +11,9 @@ use crate::ops::{self, Call, Opset, Scope, TypeError};
 /// How many `constexpr` ops may feed one another.
 const MAX_CHAIN: usize = 8;
 
+/// How many elements a decoded weight may have: a few kilobytes of palette can stand for more memory than there is.
+const MAX_ELEMENTS: usize = 1 << 31;
+
 /// A constant with all of its elements, row-major.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Dense {
@@ -32,6 +35,9 @@ pub enum DecodeError {
     /// `constexpr` ops feed one another too often.
     #[error("more than {MAX_CHAIN} constexpr ops in a chain")]
     Chain,
+    /// The weight is larger than any that is decoded.
+    #[error("a weight of type {0}: at most {MAX_ELEMENTS} elements are supported")]
+    TooLarge(TensorType),
     /// The op's arguments do not fit together: not the case in a valid program.
     #[error(transparent)]
     Type(#[from] TypeError),
@@ -95,6 +101,9 @@ fn results_at(call: &Call<'_>, depth: usize) -> Result<Vec<Dense>, DecodeError> 
         false => Ok(0),
     };
     let types = (call.spec().infer)(call)?;
+    if let Some(ty) = types.iter().find(|ty| ty.elements().is_none_or(|n| n > MAX_ELEMENTS)) {
+        return Err(DecodeError::TooLarge(ty.clone()));
+    }
     let result = |i: usize, values: Vec<f32>| dense(&types[i], values);
     match (call.spec().name, call.spec().opset) {
         ("const", _) => Ok(vec![arg("val")?]),

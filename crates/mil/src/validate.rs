@@ -112,19 +112,22 @@ impl Valid {
 
 /// Accepts a program that breaks no rule: what our writer may write.
 pub fn validate(program: Program) -> Result<Valid, Report> {
-    let mut checker = Checker { lenient: false, found: Vec::new() };
+    let mut checker = Checker::new(false);
     let (program, facts) = checker.run(program);
     checker.finish(program, facts)
 }
 
 /// Accepts what coremltools' loader accepts, repaired where that is certain, with a warning for every rule of ours it broke.
 pub fn validate_foreign(program: Program) -> Result<(Valid, Vec<Diagnostic>), Report> {
-    let mut checker = Checker { lenient: true, found: Vec::new() };
+    let mut checker = Checker::new(true);
     let (program, facts) = checker.run(program);
     let valid = checker.finish(program, facts)?;
     let warnings = valid.warnings.clone();
     Ok((valid, warnings))
 }
+
+/// How many errors, and how many warnings, are kept: a file of nothing but mistakes would make millions.
+const MAX_FINDINGS: usize = 500;
 
 /// Where a finding is.
 #[derive(Clone, Copy)]
@@ -137,17 +140,31 @@ enum At<'a> {
 struct Checker {
     lenient: bool,
     found: Vec<Diagnostic>,
+    errors: usize,
+    warnings: usize,
 }
 
 impl Checker {
+    fn new(lenient: bool) -> Self {
+        Self { lenient, found: Vec::new(), errors: 0, warnings: 0 }
+    }
+
     fn finish(self, program: Program, facts: Vec<Facts>) -> Result<Valid, Report> {
-        if self.found.iter().any(|d| d.severity == Severity::Error) {
+        if self.errors > 0 {
             return Err(Report { diagnostics: self.found });
         }
         Ok(Valid { program, facts, strict: !self.lenient, warnings: self.found })
     }
 
     fn push(&mut self, severity: Severity, at: At<'_>, rule: &'static str, message: String) {
+        let count = match severity {
+            Severity::Error => &mut self.errors,
+            Severity::Warning => &mut self.warnings,
+        };
+        *count += 1;
+        if *count > MAX_FINDINGS {
+            return;
+        }
         let (function, op) = match at {
             At::Program => (None, None),
             At::Function(f) => (Some(f.name.clone()), None),
@@ -257,7 +274,7 @@ impl Checker {
 
     /// Checks every index, and that every value is defined once and before its uses; the op that defines each value.
     fn ids(&mut self, f: &Function) -> Option<Vec<Option<u32>>> {
-        let before = self.found.len();
+        let before = self.errors;
         let mut definitions: Vec<Option<Option<u32>>> = vec![None; f.values.len()];
         let mut define =
             |checker: &mut Self, at: At<'_>, id: ValueId, by: Option<u32>| match definitions.get_mut(id.index()) {
@@ -305,7 +322,7 @@ impl Checker {
                 );
             }
         }
-        (self.found.len() == before).then(|| definitions.into_iter().map(Option::flatten).collect())
+        (self.errors == before).then(|| definitions.into_iter().map(Option::flatten).collect())
     }
 
     /// Settles what the loader leaves open and only one reading is possible for.
@@ -437,7 +454,7 @@ impl Checker {
                 return None;
             }
         };
-        let before = self.found.len();
+        let before = self.errors;
         self.bindings(at, op, spec, opset);
         let literals = op.inputs.values().flatten().filter_map(|arg| match arg {
             Arg::Literal(lit) => Some(lit),
@@ -448,7 +465,7 @@ impl Checker {
                 self.error(at, "literal", message);
             }
         }
-        if self.found[before..].iter().any(|d| d.severity == Severity::Error) {
+        if self.errors > before {
             return Some(spec);
         }
         let call = Call::new(spec, op, scope, opset);

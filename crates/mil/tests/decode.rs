@@ -158,3 +158,18 @@ fn chains_are_followed_and_bounded() {
     assert_eq!(chain(3).unwrap()[0].values, [4.0, 8.0]);
     assert!(chain(5000).unwrap_err().to_string().contains("in a chain"));
 }
+
+#[test]
+fn a_small_file_cannot_ask_for_more_memory_than_there_is() {
+    // A hundred bytes of indices, each standing for a vector of 2^16: decoded, 2^16 * 2^16 elements.
+    let (rows, vector) = (1 << 16, 1 << 16);
+    let text = format!(
+        "program 9 default main single {{ func main CoreML8 () {{
+            %w: fp16[{rows}, {vector}] = constexpr_lut_to_dense(indices=uint1[{rows}, 1]hex\"{}\", \
+             lut=fp16[1, 1, 2, {vector}]hex\"{}\", vector_axis=int32[](1)) {{name=\"w\"}} return %w }} }}",
+        "00".repeat(rows / 8),
+        "0000".repeat(2 * vector)
+    );
+    let (valid, _) = validate_foreign(parse(&text).unwrap()).unwrap();
+    assert!(results(&valid.call(0, 0)).unwrap_err().to_string().contains("at most"));
+}

@@ -42,14 +42,27 @@ pub fn to_text(program: &Program) -> String {
 
 /// One op on one line, cut where it grows long: what diagnostics quote.
 pub fn op_line(function: &Function, op: &Op) -> String {
-    const LONGEST: usize = 160;
-    let mut out = String::new();
-    let _ = Printer { out: &mut out, weights: Weights::Elided }.op(function, op);
-    if let Some((cut, _)) = out.char_indices().nth(LONGEST) {
-        out.truncate(cut);
-        out.push_str("..");
+    let mut line = Line { out: String::new(), left: 160 };
+    match (Printer { out: &mut line, weights: Weights::Elided }.op(function, op)) {
+        Ok(()) => line.out,
+        Err(_) => line.out + "..",
     }
-    out
+}
+
+/// A line that takes so many characters and no more: an op may have a million arguments.
+struct Line {
+    out: String,
+    left: usize,
+}
+
+impl Write for Line {
+    fn write_str(&mut self, s: &str) -> fmt::Result {
+        for c in s.chars() {
+            self.left = self.left.checked_sub(1).ok_or(fmt::Error)?;
+            self.out.push(c);
+        }
+        Ok(())
+    }
 }
 
 fn name_of(function: &Function, id: ValueId) -> String {
