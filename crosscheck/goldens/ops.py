@@ -432,9 +432,9 @@ def layout():
 
     reshape((2, 3, 4), (6, 4), (6, 4))
     reshape((2, 3, 4), (4, -1), (4, 6))
-    # Zeros align from the right since iOS 17, from the left before.
+    # Zeros align from the right since iOS 17; before, the ranks had to be equal.
     reshape((2, 3, 4), (0, -1), (3, 8))
-    reshape((2, 3, 4), (0, -1), (2, 12), opset="CoreML6")
+    reshape((2, 3, 4), (0, -1, 2), (2, 6, 2), opset="CoreML6")
     reshape((2, 3, 4), (-1, 0), (6, 4))
     reshape((2, 3, 4), (2, 0, 0), (2, 3, 4))
     x = ints(2, 3)

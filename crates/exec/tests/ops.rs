@@ -1,7 +1,7 @@
 //! Every op against what numpy says of it (`ops.json`, written by `crosscheck/goldens/ops.py`), on every runtime.
 //!
-//! A case is one op in a program of its own, written as a package and loaded from it; types that cannot cross a package's
-//! border are cast from and to int32 inside. How far a result may be from the
+//! A case is one op in a program of its own, written as a package and loaded from it; what cannot cross a package's
+//! border is made inside: scalars from vectors of one, other types from int32. How far a result may be from the
 //! exact one is the op table's business: the class of the op, and for sums the number and magnitude of their terms. A
 //! runtime states what it skips and nothing else.
 
@@ -105,7 +105,8 @@ fn cast(builder: &mut FunctionBuilder, id: ValueId, from: Dtype, to: Dtype) -> R
 
 /// Where a result differs from what is expected, if it does.
 fn difference(case: &Value, expected: &Given, found: &Tensor) -> Option<String> {
-    if found.shape() != expected.shape {
+    let scalar = expected.shape.is_empty() && found.shape() == [1];
+    if found.shape() != expected.shape && !scalar {
         return Some(format!("shape {:?}, expected {:?}", found.shape(), expected.shape));
     }
     let rounded = found.dtype() == Dtype::F16;
@@ -146,7 +147,14 @@ fn build(case: &Value, name: &str) -> Result<(Function, Vec<Given>), BuildError>
             let mut tensor = Given::of(value);
             let inside = tensor.dtype;
             tensor.dtype = border(inside);
-            let id = builder.input(port, tensor.ty())?;
+            let scalar = tensor.shape.is_empty();
+            if scalar {
+                tensor.shape = vec![1];
+            }
+            let mut id = builder.input(port, tensor.ty())?;
+            if scalar {
+                id = builder.op("squeeze", "scalar", &[("x", id.into())])?;
+            }
             let id = cast(&mut builder, id, tensor.dtype, inside)?;
             given.push(tensor);
             Ok::<_, BuildError>(id)
@@ -166,6 +174,10 @@ fn build(case: &Value, name: &str) -> Result<(Function, Vec<Given>), BuildError>
     let mut outputs = Vec::new();
     for (i, id) in results.into_iter().enumerate() {
         let inside = builder.ty(id).dtype;
+        let id = match builder.ty(id).rank() {
+            0 => builder.op("expand_dims", "vector", &[("x", id.into()), ("axes", Literal::i32s(&[0]).into())])?,
+            _ => id,
+        };
         outputs.push((format!("out_{i}"), cast(&mut builder, id, inside, border(inside))?));
     }
     let outputs: Vec<(&str, ValueId)> = outputs.iter().map(|(name, id)| (name.as_str(), *id)).collect();

@@ -14,12 +14,11 @@
 
 mod constants;
 mod context;
-mod dot;
 pub mod headroom;
 mod kernel;
 mod kernels;
+mod loops;
 mod plan;
-mod round;
 mod strided;
 mod threads;
 mod value;
@@ -466,12 +465,12 @@ impl Run<'_> {
         }
         let Elements::Floats(buf) = &mut value.data else { return Ok(()) };
         if let Some(own) = buf.unique() {
-            round::to_f16(own);
+            loops::round_to_f16(own);
             return Ok(());
         }
         let mut own = self.context.take::<f32>(buf.len())?;
         own.copy_from_slice(buf);
-        round::to_f16(&mut own);
+        loops::round_to_f16(&mut own);
         *buf = own.into();
         Ok(())
     }

@@ -12,10 +12,8 @@ use std::ops::{Deref, Range};
 use std::sync::Arc;
 
 use anemone_mil::ir::{Dtype, Literal};
-use half::f16;
-use half::slice::HalfFloatSliceExt;
 
-use super::Fault;
+use super::{Fault, loops};
 
 /// A window on a shared vector.
 #[derive(Clone, Debug)]
@@ -82,14 +80,7 @@ impl Halves {
     /// Widens the elements from `start` on into `out`.
     pub fn widen(&self, start: usize, out: &mut [f32]) {
         let bytes = self.0.bytes().unwrap_or_default();
-        let bytes = &bytes[start * 2..(start + out.len()) * 2];
-        let mut block = [f16::ZERO; 256];
-        for (bytes, out) in bytes.chunks(512).zip(out.chunks_mut(256)) {
-            for (h, b) in block.iter_mut().zip(bytes.chunks_exact(2)) {
-                *h = f16::from_le_bytes([b[0], b[1]]);
-            }
-            block[..out.len()].convert_to_f32_slice(out);
-        }
+        loops::widen(&bytes[start * 2..(start + out.len()) * 2], out);
     }
 }
 
@@ -188,4 +179,16 @@ pub fn axis_of(axis: i32, rank: usize) -> Result<usize, Fault> {
         .ok()
         .filter(|&a| a < rank)
         .ok_or_else(|| Fault::new(format!("axis {axis} is out of range for rank {rank}")))
+}
+
+/// The value that `dtype` holds when `v` is stored into it.
+pub fn wrap(dtype: Dtype, v: i32) -> i32 {
+    match dtype {
+        Dtype::I8 => i32::from(v as i8),
+        Dtype::U8 => i32::from(v as u8),
+        Dtype::I16 => i32::from(v as i16),
+        Dtype::U16 => i32::from(v as u16),
+        Dtype::Bool => i32::from(v != 0),
+        _ => v,
+    }
 }

@@ -8,8 +8,8 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::portable::Fault;
-use crate::portable::dot::{Rows, row_by_rows};
 use crate::portable::kernel::{Kernel, Prepare, Site};
+use crate::portable::loops::{Rows, row_by_rows};
 use crate::portable::threads;
 use crate::portable::value::elements;
 

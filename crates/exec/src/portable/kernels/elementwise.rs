@@ -7,9 +7,8 @@ use anemone_mil::ir::Dtype;
 use crate::portable::Fault;
 use crate::portable::context::{Context, Element};
 use crate::portable::kernel::{Kernel, Prepare, Site};
-use crate::portable::round::wrap;
 use crate::portable::strided::{Walk, broadcast, copy, dense};
-use crate::portable::value::{Elements, Value};
+use crate::portable::value::{Elements, Value, wrap};
 
 /// The kernel of an elementwise op.
 pub fn lookup(kind: &str) -> Option<Prepare> {

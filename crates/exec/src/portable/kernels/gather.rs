@@ -7,8 +7,8 @@ use anemone_mil::ops::Opset;
 
 use crate::portable::Fault;
 use crate::portable::context::{Context, Element};
-use crate::portable::dot::Rows;
 use crate::portable::kernel::{Kernel, Prepare, Site};
+use crate::portable::loops::Rows;
 use crate::portable::value::{Elements, Value, axis_of, strides};
 
 use super::shape::by_element;

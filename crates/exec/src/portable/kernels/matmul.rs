@@ -6,8 +6,8 @@
 
 use crate::portable::Fault;
 use crate::portable::context::{Context, Element};
-use crate::portable::dot::{Rows, add_scaled, row_by_rows};
 use crate::portable::kernel::{Kernel, Prepare, Site};
+use crate::portable::loops::{Rows, add_scaled, row_by_rows};
 use crate::portable::strided::{Walk, broadcast};
 use crate::portable::threads;
 use crate::portable::value::{Elements, Value};

@@ -19,12 +19,16 @@ pub fn lookup(kind: &str) -> Option<Prepare> {
     })
 }
 
+/// Below this, the exponential is zero in f32. Most of an attention mask is.
+const VANISHES: f32 = -104.0;
+
 /// Softmax of one contiguous row, in place.
 pub fn softmax_row(row: &mut [f32]) {
     let largest = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let mut sum = 0.0f32;
     for v in row.iter_mut() {
-        *v = (*v - largest).exp();
+        let below = *v - largest;
+        *v = if below < VANISHES { 0.0 } else { below.exp() };
         sum += *v;
     }
     row.iter_mut().for_each(|v| *v /= sum);
@@ -189,4 +193,17 @@ fn instance_norm(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         })?;
         Ok(vec![Value::floats(x.dtype, &x.shape, out)])
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_vanishes_is_zero() {
+        assert_eq!(VANISHES.exp(), 0.0);
+        let mut row = [0.0, VANISHES.next_up(), VANISHES.next_down(), -1e4, f32::NEG_INFINITY];
+        softmax_row(&mut row);
+        assert_eq!(row, [1.0, 0.0, 0.0, 0.0, 0.0]);
+    }
 }

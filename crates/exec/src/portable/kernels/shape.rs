@@ -1,7 +1,6 @@
 //! Ops that rearrange: new shapes over the same elements, transposition, joining and repeating.
 
 use anemone_mil::ir::Dtype;
-use anemone_mil::ops::Opset;
 
 use crate::portable::Fault;
 use crate::portable::context::{Context, Element};
@@ -42,16 +41,15 @@ macro_rules! by_element {
 pub(super) use by_element;
 
 /// The shape a `reshape` asks for: one -1 takes what is left, and zeros copy the input's dimension at the same distance from
-/// the right, or from the left before iOS 17.
-fn target(asked: &[i32], from: &[usize], from_right: bool) -> Result<Vec<usize>, Fault> {
+/// the right.
+fn target(asked: &[i32], from: &[usize]) -> Result<Vec<usize>, Fault> {
     let bad = || Fault::new(format!("cannot reshape {from:?} to {asked:?}"));
     let mut shape = Vec::with_capacity(asked.len());
     let mut free = None;
     for (i, &d) in asked.iter().enumerate() {
         shape.push(match d {
             -1 if free.replace(i).is_none() => 1,
-            0 if from_right => (i + from.len()).checked_sub(asked.len()).map_or(1, |i| from[i]),
-            0 => from.get(i).copied().unwrap_or(1),
+            0 => (i + from.len()).checked_sub(asked.len()).map_or(1, |i| from[i]),
             d => usize::try_from(d).map_err(|_| bad())?,
         });
     }
@@ -64,9 +62,8 @@ fn target(asked: &[i32], from: &[usize], from_right: bool) -> Result<Vec<usize>,
 
 fn reshape(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     let (x, shape) = (site.operand("x")?, site.operand("shape")?);
-    let from_right = site.opset() >= Opset::CoreMl7;
     Kernel::moves(move |args, _| {
-        let shape = target(args.get(shape).i32s()?, &args.get(x).shape, from_right)?;
+        let shape = target(args.get(shape).i32s()?, &args.get(x).shape)?;
         Ok(vec![args.take(x).reshaped(shape)])
     })
 }

@@ -1,0 +1,302 @@
+//! What users of the runtime rely on: states, functions, shapes, refusals, headroom.
+
+mod common;
+
+use std::collections::BTreeMap;
+
+use anemone_exec::{Data, Error, Model, Numerics, Options, Portable, PortableModel, Runtime, Tensor};
+use anemone_mil::ir::{Dim, Dtype, Flexibility, Function, Literal, TensorType};
+use anemone_mil::{FunctionBuilder, Valid, validate};
+use common::{model, program};
+
+fn f16(shape: &[usize]) -> TensorType {
+    TensorType::new(Dtype::F16, shape)
+}
+
+fn floats(shape: &[usize], v: &[f32]) -> Tensor {
+    Tensor::from_f32(shape, v.to_vec(), Dtype::F32)
+}
+
+fn exact(program: &Valid) -> PortableModel {
+    model(program, Numerics::Exact, 1)
+}
+
+fn function(
+    name: &str,
+    build: impl FnOnce(&mut FunctionBuilder) -> Vec<(&'static str, anemone_mil::ir::ValueId)>,
+) -> Function {
+    let mut b = FunctionBuilder::new(name, "CoreML8").unwrap();
+    let outputs = build(&mut b);
+    b.finish(&outputs).unwrap()
+}
+
+/// Adds its input to a state and gives what the state held before and after.
+fn accumulator(name: &str) -> Function {
+    function(name, |b| {
+        let x = b.input("x", f16(&[1, 4])).unwrap();
+        let s = b.state("total", f16(&[1, 4])).unwrap();
+        let before = b.op("read_state", "before", &[("input", s.into())]).unwrap();
+        let sum = b.op("add", "sum", &[("x", before.into()), ("y", x.into())]).unwrap();
+        b.write_state("write", s, sum).unwrap();
+        let after = b.op("read_state", "after", &[("input", s.into())]).unwrap();
+        let kept = b.op("identity", "kept", &[("x", before.into())]).unwrap();
+        vec![("was", kept), ("is", after)]
+    })
+}
+
+#[test]
+fn two_reads_around_a_write_differ() {
+    let model = exact(&program(vec![accumulator("main")]));
+    let mut state = model.new_state().unwrap();
+    for call in 0..3 {
+        let out = model.run(0, &[&floats(&[1, 4], &[1.0, 2.0, 3.0, 4.0])], &mut state).unwrap();
+        let times = |n: i32| [1.0, 2.0, 3.0, 4.0].map(|v| v * n as f32);
+        assert_eq!(out[0].to_f32(), times(call));
+        assert_eq!(out[1].to_f32(), times(call + 1));
+    }
+    let fresh = model.run(0, &[&floats(&[1, 4], &[0.0; 4])], &mut model.new_state().unwrap()).unwrap();
+    assert_eq!(fresh[1].to_f32(), [0.0; 4]);
+}
+
+#[test]
+fn functions_share_states_by_name() {
+    let model = exact(&program(vec![accumulator("a"), accumulator("b")]));
+    assert_eq!(model.functions().iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    let mut state = model.new_state().unwrap();
+    let x = floats(&[1, 4], &[1.0; 4]);
+    model.run(0, &[&x], &mut state).unwrap();
+    assert_eq!(model.run(1, &[&x], &mut state).unwrap()[1].to_f32(), [2.0; 4]);
+}
+
+#[test]
+fn a_slice_update_of_a_state_leaves_other_rows_alone() {
+    let program = program(vec![function("main", |b| {
+        let x = b.input("x", f16(&[1, 2])).unwrap();
+        let row = b.input("row", TensorType::new(Dtype::I32, &[2])).unwrap();
+        let end = b.input("end", TensorType::new(Dtype::I32, &[2])).unwrap();
+        let s = b.state("rows", f16(&[3, 2])).unwrap();
+        let read = b.op("read_state", "read", &[("input", s.into())]).unwrap();
+        let bounds = [("x", read.into()), ("update", x.into()), ("begin", row.into()), ("end", end.into())];
+        let update = b.op("slice_update", "update", &bounds).unwrap();
+        b.write_state("write", s, update).unwrap();
+        let now = b.op("read_state", "now", &[("input", s.into())]).unwrap();
+        vec![("all", now)]
+    })]);
+    let model = exact(&program);
+    let mut state = model.new_state().unwrap();
+    let mut put = |row: i32, v: f32| {
+        let at = |r: i32, c: i32| Tensor::new(&[2], Data::I32(vec![r, c]));
+        let inputs = [&floats(&[1, 2], &[v, -v]), &at(row, 0), &at(row + 1, 2)];
+        model.run(0, &inputs, &mut state).unwrap()[0].to_f32()
+    };
+    let first = put(1, 5.0);
+    assert_eq!(first, [0.0, 0.0, 5.0, -5.0, 0.0, 0.0]);
+    assert_eq!(put(0, 7.0), [7.0, -7.0, 5.0, -5.0, 0.0, 0.0]);
+    // What was given out does not change with the state.
+    assert_eq!(first, [0.0, 0.0, 5.0, -5.0, 0.0, 0.0]);
+}
+
+#[test]
+fn a_state_of_another_model_is_refused() {
+    let (a, b) = (exact(&program(vec![accumulator("main")])), exact(&program(vec![accumulator("main")])));
+    let x = floats(&[1, 4], &[1.0; 4]);
+    let result = a.run(0, &[&x], &mut b.new_state().unwrap());
+    assert!(matches!(result, Err(Error::ForeignState)));
+}
+
+#[test]
+fn inputs_are_checked_by_name_type_and_shape() {
+    let model = exact(&program(vec![accumulator("main")]));
+    let mut state = model.new_state().unwrap();
+    let mut fails = |inputs: &[&Tensor]| model.run(0, inputs, &mut state).unwrap_err().to_string();
+    assert_eq!(fails(&[]), "main: input `x`: expected 1 inputs, found 0");
+    let half = Tensor::from_f32(&[1, 4], vec![0.0; 4], Dtype::F16);
+    assert_eq!(fails(&[&half]), "main: input `x`: expected fp32, found fp16");
+    assert_eq!(fails(&[&floats(&[4], &[0.0; 4])]), "main: input `x`: expected shape [1, 4], found shape [4]");
+}
+
+/// `relu(x)` joined with itself, for any `x` the description allows.
+fn flexible(default: &[usize], flexibility: Flexibility) -> PortableModel {
+    exact(&program(vec![function("main", |b| {
+        let ty = TensorType { dtype: Dtype::F16, shape: vec![Dim::Fixed(1), Dim::Unknown] };
+        let x = b.flexible_input("x", ty, default, flexibility).unwrap();
+        let relu = b.op("relu", "relu", &[("x", x.into())]).unwrap();
+        let axis = Literal::i32(1);
+        let joined = b.op("concat", "joined", &[("values", vec![relu, relu].into()), ("axis", axis.into())]).unwrap();
+        // A shape that is only known from a value.
+        let shape = b.op("shape", "shape", &[("x", joined.into())]).unwrap();
+        let ones = b.op("fill", "ones", &[("shape", shape.into()), ("value", Literal::f16(1.0).into())]).unwrap();
+        let y = b.op("add", "y", &[("x", joined.into()), ("y", ones.into())]).unwrap();
+        vec![("y", y)]
+    })]))
+}
+
+#[test]
+fn flexible_shapes_are_those_of_the_description() {
+    let ranged = flexible(&[1, 2], Flexibility::Range(vec![(1, Some(1)), (1, Some(4))]));
+    let enumerated = flexible(&[1, 2], Flexibility::Enumerated(vec![vec![1, 2], vec![1, 5]]));
+    for (model, n, accepted) in
+        [(&ranged, 1, true), (&ranged, 4, true), (&ranged, 5, false), (&enumerated, 5, true), (&enumerated, 4, false)]
+    {
+        let x: Vec<f32> = (0..n).map(|i| i as f32 - 1.0).collect();
+        let result = model.run(0, &[&floats(&[1, n], &x)], &mut model.new_state().unwrap());
+        match (result, accepted) {
+            (Ok(out), true) => {
+                let once: Vec<f32> = x.iter().map(|v| v.max(0.0) + 1.0).collect();
+                assert_eq!((out[0].shape(), out[0].to_f32()), (&[1, 2 * n][..], [once.clone(), once].concat()));
+            }
+            (Err(Error::Input { input, .. }), false) => assert_eq!(input, "x"),
+            (other, _) => panic!("{n}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn what_a_run_time_index_misses_is_an_error_that_names_the_op() {
+    let model = exact(&program(vec![function("main", |b| {
+        let i = b.input("i", TensorType::new(Dtype::I32, &[1])).unwrap();
+        let table = b.constant("table", Literal::f16s(&[3], &[1.0, 2.0, 3.0]));
+        let y = b.op("gather", "picked", &[("x", table.into()), ("indices", i.into())]).unwrap();
+        vec![("y", y)]
+    })]));
+    let index = Tensor::new(&[1], Data::I32(vec![3]));
+    let error = model.run(0, &[&index], &mut model.new_state().unwrap()).unwrap_err().to_string();
+    assert!(error.contains("gather") && error.contains("index 3 is out of range for 3 elements"), "{error}");
+}
+
+#[test]
+fn a_call_that_fails_in_the_middle_does_not_hide_the_lost_state() {
+    let model = exact(&program(vec![function("main", |b| {
+        let i = b.input("i", TensorType::new(Dtype::I32, &[1])).unwrap();
+        let s = b.state("s", f16(&[1])).unwrap();
+        let old = b.op("read_state", "old", &[("input", s.into())]).unwrap();
+        let table = b.constant("table", Literal::f16s(&[3], &[1.0, 2.0, 3.0]));
+        let picked = b.op("gather", "picked", &[("x", table.into()), ("indices", i.into())]).unwrap();
+        let new = b.op("add", "new", &[("x", old.into()), ("y", picked.into())]).unwrap();
+        b.write_state("write", s, new).unwrap();
+        let now = b.op("read_state", "now", &[("input", s.into())]).unwrap();
+        vec![("y", now)]
+    })]));
+    let mut state = model.new_state().unwrap();
+    let mut call = |i: i32| model.run(0, &[&Tensor::new(&[1], Data::I32(vec![i]))], &mut state).map(|o| o[0].to_f32());
+    assert_eq!(call(2).unwrap(), [3.0]);
+    assert!(call(9).is_err());
+    let error = call(0).unwrap_err().to_string();
+    assert!(error.contains("the state was lost"), "{error}");
+}
+
+#[test]
+fn memory_beyond_the_limit_is_refused_at_load_or_when_asked_for() {
+    let limited = |program: &Valid, memory_limit| {
+        Portable::new(Numerics::Exact, Options { threads: 1, memory_limit, headroom: false }).prepare(program)
+    };
+    let wide = program(vec![function("main", |b| {
+        let x = b.input("x", f16(&[1000, 1])).unwrap();
+        let y = b.op("transpose", "y", &[("x", x.into()), ("perm", Literal::i32s(&[1, 0]).into())]).unwrap();
+        let z = b.op("add", "outer", &[("x", x.into()), ("y", y.into())]).unwrap();
+        vec![("z", z)]
+    })]);
+    assert!(limited(&wide, 5 << 20).is_ok());
+    let error = limited(&wide, 1 << 20).err().unwrap().to_string();
+    assert!(error.contains("exceed the limit of 1048576"), "{error}");
+
+    let dynamic = program(vec![function("main", |b| {
+        let shape = b.input("shape", TensorType::new(Dtype::I32, &[2])).unwrap();
+        let y = b.op("fill", "y", &[("shape", shape.into()), ("value", Literal::f16(1.0).into())]).unwrap();
+        let sum = b.op("reduce_sum", "sum", &[("x", y.into()), ("keep_dims", Literal::bool(true).into())]).unwrap();
+        vec![("sum", sum)]
+    })]);
+    let model = limited(&dynamic, 1 << 20).unwrap();
+    let run = |a, b| model.run(0, &[&Tensor::new(&[2], Data::I32(vec![a, b]))], &mut model.new_state().unwrap());
+    assert_eq!(run(10, 20).unwrap()[0].to_f32(), [200.0]);
+    for (a, b) in [(1 << 15, 1 << 15), (i32::MAX, i32::MAX), (-1, 2)] {
+        let error = run(a, b).unwrap_err().to_string();
+        assert!(error.contains("fill"), "{error}");
+    }
+}
+
+#[test]
+fn a_state_too_large_is_refused_before_it_is_made() {
+    let huge = function("main", |b| {
+        let s = b.state("s", f16(&[1 << 20, 1 << 20])).unwrap();
+        let x = b.op("read_state", "x", &[("input", s.into())]).unwrap();
+        let begin = Literal::i32s(&[0, 0]);
+        let y = b.op(
+            "slice_by_size",
+            "y",
+            &[("x", x.into()), ("begin", begin.into()), ("size", Literal::i32s(&[1, 1]).into())],
+        );
+        vec![("y", y.unwrap())]
+    });
+    let options = Options { threads: 1, ..Options::default() };
+    let result = Portable::new(Numerics::Exact, options).prepare(&program(vec![huge]));
+    assert!(result.is_err_and(|e| e.to_string().contains("exceed the limit")));
+}
+
+#[test]
+fn headroom_names_the_op_that_overflows_first() {
+    let program = program(vec![function("main", |b| {
+        let x = b.input("x", f16(&[1, 2])).unwrap();
+        let double = b.op("mul", "double", &[("x", x.into()), ("y", Literal::f16(2.0).into())]).unwrap();
+        let square = b.op("mul", "square", &[("x", double.into()), ("y", double.into())]).unwrap();
+        let more = b.op("add", "more", &[("x", square.into()), ("y", square.into())]).unwrap();
+        vec![("y", more)]
+    })]);
+    let load = |numerics, headroom| {
+        Portable::new(numerics, Options { threads: 1, headroom, ..Options::default() }).prepare(&program).unwrap()
+    };
+    let model = load(Numerics::Ane, true);
+    let run = |v: f32| {
+        let x = Tensor::from_f32(&[1, 2], vec![v, -1.0], Dtype::F16);
+        model.run(0, &[&x], &mut model.new_state().unwrap()).unwrap()[0].to_f32()
+    };
+    assert_eq!(run(50.0), [20000.0, 8.0]);
+    assert_eq!(model.first_overflow(), None);
+    assert_eq!(run(128.0), [f32::INFINITY, 8.0]);
+    let seen: Vec<(String, f32)> = model.headroom().into_iter().map(|h| (h.value, h.largest)).collect();
+    let expected = [("double", 256.0), ("square", 65536.0), ("y", 20000.0)];
+    assert_eq!(seen, expected.map(|(name, v)| (name.to_owned(), v)));
+    let first = model.first_overflow().unwrap();
+    assert_eq!((first.op.as_str(), first.value.as_str(), first.largest), ("mul", "square", 65536.0));
+    assert!(first.overflows() && first.factor() < 1.0);
+    assert!(load(Numerics::Ane, false).headroom().is_empty());
+}
+
+#[test]
+fn headroom_knows_the_cliffs_of_products_and_slices() {
+    let program = program(vec![function("main", |b| {
+        let x = b.input("x", f16(&[2, 2])).unwrap();
+        let product = b.op("matmul", "product", &[("x", x.into()), ("y", x.into())]).unwrap();
+        let slice = |b: &mut FunctionBuilder, name: &str, from: i32| {
+            let (begin, end) = (Literal::i32s(&[0, from]), Literal::i32s(&[2, from + 1]));
+            b.op("slice_by_index", name, &[("x", product.into()), ("begin", begin.into()), ("end", end.into())])
+                .unwrap()
+        };
+        let (first, second) = (slice(b, "first", 0), slice(b, "second", 1));
+        vec![("a", first), ("b", second)]
+    })]);
+    let options = Options { threads: 1, headroom: true, ..Options::default() };
+    let model = Portable::new(Numerics::Exact, options).prepare(&program).unwrap();
+    let limits: BTreeMap<String, f32> = model.headroom().into_iter().map(|h| (h.value, h.limit)).collect();
+    let expected = [("product", 32752.0), ("a", 65504.0), ("b", 4094.0)];
+    assert_eq!(limits, expected.map(|(name, v)| (name.to_owned(), v)).into());
+}
+
+#[test]
+fn packages_are_loaded_and_refused_by_path() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("a.mlpackage");
+    let mut described = anemone_mil::program(vec![accumulator("main")], BTreeMap::new());
+    described.metadata.insert("key".to_owned(), "value".to_owned());
+    anemone_mil::write(&validate(described).unwrap(), &path).unwrap();
+    let runtime = Portable::new(Numerics::Ane, Options { threads: 1, ..Options::default() });
+    let model = runtime.load(&path).unwrap();
+    assert_eq!((model.metadata("key"), model.metadata("other")), (Some("value"), None));
+    assert_eq!(model.float(), Dtype::F16);
+    assert_eq!(model.functions()[model.default_function()].name, "main");
+    let missing = folder.path().join("b.mlpackage");
+    match runtime.load(&missing) {
+        Err(Error::Package { package, .. }) => assert_eq!(package, missing.display().to_string()),
+        other => panic!("{:?}", other.map(|_| ())),
+    }
+}
