@@ -64,3 +64,29 @@ fn display_leaves_weights_out_and_says_so_to_the_parser() {
     assert!(shown.contains("<256 bytes>"), "{shown}");
     assert!(parse(&shown).unwrap_err().to_string().contains("leaves weights out"));
 }
+
+/// Whatever becomes of a text, parsing it ends with a program or an error, and a program prints.
+#[test]
+fn any_change_of_a_text() {
+    let mut rng = anemone_mil::testing::Rng::new(3);
+    for seed in 0..40 {
+        let text = to_text(&random_program(seed));
+        for _ in 0..50 {
+            let mut bytes = text.clone().into_bytes();
+            for _ in 0..1 + rng.below(3) {
+                let (at, from) = (rng.below(bytes.len()), rng.below(bytes.len()));
+                match rng.below(3) {
+                    0 => bytes[at] = *rng.pick(b"()[]{}<>%,:=\"\\;?09-.aZ \n"),
+                    1 => drop(bytes.drain(at..(at + rng.below(8)).min(text.len()).min(bytes.len()))),
+                    _ => bytes[at] = bytes[from],
+                }
+            }
+            let Ok(changed) = String::from_utf8(bytes) else { continue };
+            if let Ok(program) = parse(&changed) {
+                let printed = to_text(&program);
+                assert_eq!(to_text(&parse(&printed).unwrap()), printed);
+                let _ = anemone_mil::validate_foreign(program);
+            }
+        }
+    }
+}

@@ -100,7 +100,7 @@ pub(super) const OPS: &[OpSpec] = &[
         name: "reshape",
         params: &[X, Param::required("shape", SHAPE)],
         infer: reshape,
-        doc: "The same elements in another shape. One dimension may be -1; a 0 copies the dimension of `x` at the same distance from the end (from the front before iOS 17).",
+        doc: "The same elements in another shape. One dimension may be -1; a 0 copies the dimension of `x` at the same distance from the end.",
         ..BASE
     },
     OpSpec {
@@ -428,6 +428,10 @@ fn reshape(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
     if wanted.len() > shape::MAX_RANK {
         return Err(err("rank", format!("`shape` has {} dimensions", wanted.len())));
     }
+    let old = call.opset() < Opset::CoreMl7;
+    if old && wanted.contains(&0) && wanted.len() != x.rank() {
+        return Err(err("argument-value", format!("a 0 in `shape` needs as many dimensions as {x} before iOS 17")));
+    }
     let mut dims = Vec::with_capacity(wanted.len());
     let mut open = None;
     for (i, &n) in wanted.iter().enumerate() {
@@ -438,10 +442,7 @@ fn reshape(call: &Call<'_>) -> Result<Vec<TensorType>, TypeError> {
                 Dim::Unknown
             }
             0 => {
-                let at = match call.opset() >= Opset::CoreMl7 {
-                    true => (i + x.rank()).checked_sub(wanted.len()),
-                    false => Some(i),
-                };
+                let at = (i + x.rank()).checked_sub(wanted.len());
                 at.and_then(|k| x.shape.get(k).copied()).unwrap_or(Dim::Fixed(1))
             }
             n => shape::dim("`shape`", n)?,
