@@ -1,7 +1,7 @@
 //! The portable runtime: executes ML Programs on any machine, op by op.
 //!
-//! It is the oracle of everything faster, so it stays plain. A [plan](plan) is made once per function; then each op's
-//! [kernel](kernels) runs in order, in f32, and its results are brought to their declared type. Two numerics share all of it:
+//! It is the oracle of everything faster, so it stays plain. A plan is made once per function; then each op's
+//! kernel runs in order, in f32, and its results are brought to their declared type. Two numerics share all of it:
 //!
 //! - [`Numerics::Exact`]: what the program means. Values declared fp16 are held as f32 and never rounded.
 //! - [`Numerics::Ane`]: what fp16 hardware with a wide accumulator gives. Every result declared fp16 is rounded to fp16 once,

@@ -21,17 +21,7 @@ pub fn lookup(kind: &str) -> Option<Prepare> {
         "sigmoid" => |s| unary(s, sigmoid),
         "tanh" => |s| unary(s, f32::tanh),
         "relu" => |s| unary(s, |x| if x < 0.0 { 0.0 } else { x }),
-        "relu6" => |s| {
-            unary(s, |x| {
-                if x < 0.0 {
-                    0.0
-                } else if x > 6.0 {
-                    6.0
-                } else {
-                    x
-                }
-            })
-        },
+        "relu6" => |s| unary(s, |x| x.clamp(0.0, 6.0)),
         "exp" => |s| unary(s, f32::exp),
         "exp2" => |s| unary_any(s, f32::exp2, |x| f64::from(x).exp2() as i32),
         "sqrt" => |s| unary(s, f32::sqrt),

@@ -211,6 +211,9 @@ fn slices_at_coordinates(data: &[usize], indices: &Value, _: i32, wraps: bool) -
     Ok(((0..places).map(start).collect::<Result<_, Fault>>()?, inner))
 }
 
+/// What becomes of an element of the data and its update.
+type Combine<T> = fn(T, T) -> T;
+
 /// A copy of the data with updates combined into it, one after another.
 fn scatter(site: &mut Site<'_>, runs: Runs) -> Result<Kernel, Fault> {
     let (data, indices, updates) = (site.operand("data")?, site.operand("indices")?, site.operand("updates")?);
@@ -218,7 +221,7 @@ fn scatter(site: &mut Site<'_>, runs: Runs) -> Result<Kernel, Fault> {
     let mode = site.text("mode")?;
     site.ints("validate_indices")?;
     let wraps = wraps(site);
-    let (floats, ints): (fn(f32, f32) -> f32, fn(i32, i32) -> i32) = match mode.as_str() {
+    let (floats, ints): (Combine<f32>, Combine<i32>) = match mode.as_str() {
         "update" => (|_, u| u, |_, u| u),
         "add" => (|d, u| d + u, i32::wrapping_add),
         "sub" => (|d, u| d - u, i32::wrapping_sub),
@@ -233,7 +236,7 @@ fn scatter(site: &mut Site<'_>, runs: Runs) -> Result<Kernel, Fault> {
         mut data: Value,
         (starts, run): (Vec<usize>, usize),
         updates: &Value,
-        f: fn(T, T) -> T,
+        f: Combine<T>,
     ) -> Result<Value, Fault> {
         let updates = T::of(updates)?;
         if starts.len().checked_mul(run) != Some(updates.len()) {
