@@ -42,6 +42,19 @@ pub trait Model: Send + Sync {
     /// Runs one function once. `inputs` are in the order of its signature, and so are the results; `state` is left as the
     /// program's writes make it. On an error the state is unspecified and must be dropped.
     fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error>;
+
+    /// As [`run`](Self::run), telling `watch` each value that the function computes, by its name in the program and in the
+    /// program's order. What a runtime fuses away it does not tell, and one that cannot look inside tells nothing.
+    fn run_watched(
+        &self,
+        function: usize,
+        inputs: &[&Tensor],
+        state: &mut State,
+        watch: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Vec<Tensor>, Error> {
+        let _ = watch;
+        self.run(function, inputs, state)
+    }
 }
 
 /// The inputs, outputs and states of one function.

@@ -69,6 +69,18 @@ fn functions_share_states_by_name() {
 }
 
 #[test]
+fn a_watched_call_tells_every_value_and_changes_none() {
+    let model = exact(&program(vec![accumulator("main")]));
+    let mut told = Vec::new();
+    let x = floats(&[1, 4], &[1.0, 2.0, 3.0, 4.0]);
+    let mut watch = |name: &str, value: &Tensor| told.push((name.to_owned(), value.to_f32()[3]));
+    let watched = model.run_watched(0, &[&x], &mut model.new_state().unwrap(), &mut watch).unwrap();
+    assert_eq!(watched, model.run(0, &[&x], &mut model.new_state().unwrap()).unwrap());
+    let expected = [("before", 0.0), ("sum", 4.0), ("is", 4.0), ("was", 0.0)].map(|(n, v)| (n.to_owned(), v));
+    assert_eq!(told, expected);
+}
+
+#[test]
 fn a_slice_update_of_a_state_leaves_other_rows_alone() {
     let program = program(vec![function("main", |b| {
         let x = b.input("x", f16(&[1, 2])).unwrap();

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use crate::math::{Linear, dot, rms_norm, silu, softmax};
 use crate::model::LayerCache;
 use crate::weights::{Part, Size, Weight, Weights};
-use crate::{Error, Hyperparameters, Rope};
+use crate::{Error, Hyperparameters, Rope, Stage};
 
 /// A layer's weights in f32.
 #[derive(Debug)]
@@ -63,40 +63,101 @@ impl Layer {
     }
 
     /// Replaces `hidden`, `[n, width]`, by the layer's output. The rows stand at positions `position..`, which is where
-    /// `cache` ends; their keys and values are appended to it.
-    pub fn run(&self, h: &Hyperparameters, rope: &Rope, hidden: &mut [f32], cache: &mut LayerCache, position: usize) {
+    /// `cache` ends; their keys and values are appended to it. `tap`, where there is one, is told every stage.
+    pub fn run(
+        &self,
+        h: &Hyperparameters,
+        rope: &Rope,
+        hidden: &mut [f32],
+        cache: &mut LayerCache,
+        position: usize,
+        mut tap: Option<&mut dyn FnMut(Stage, &[f32])>,
+    ) {
+        // Only for who asks: over a long context they are larger than anything else here.
+        let mut attention = tap.is_some().then(Attention::default);
+        let mut tell = |stage, rows: &[f32]| {
+            if let Some(tap) = tap.as_mut() {
+                tap(stage, rows);
+            }
+        };
         let normed = rms_norm(hidden, &self.attention_norm, h.eps);
+        tell(Stage::AttentionNorm, &normed);
         let mut queries = self.query.apply(&normed);
         let mut keys = self.key.apply(&normed);
+        let values = self.value.apply(&normed);
+        tell(Stage::Query, &queries);
+        tell(Stage::Key, &keys);
+        tell(Stage::Value, &values);
         for (i, row) in queries.chunks_exact_mut(h.q_rows()).enumerate() {
             rope.turn(row, h.head_dim, position + i);
         }
         for (i, row) in keys.chunks_exact_mut(h.kv_rows()).enumerate() {
             rope.turn(row, h.head_dim, position + i);
         }
+        tell(Stage::TurnedQuery, &queries);
+        tell(Stage::TurnedKey, &keys);
         cache.keys.extend_from_slice(&keys);
-        cache.values.extend(self.value.apply(&normed));
+        cache.values.extend(values);
+        tell(Stage::CachedKeys, &cache.keys);
+        tell(Stage::CachedValues, &cache.values);
 
         let mut attended = vec![0.0; queries.len()];
         let rows = queries.chunks_exact(h.q_rows()).zip(attended.chunks_exact_mut(h.q_rows()));
+        let positions = position + rows.len();
         for (i, (queries, out)) in rows.enumerate() {
-            attend(h, queries, cache, position + i + 1, out);
+            attend(h, queries, cache, position + i + 1, out, positions, attention.as_mut());
         }
-        add(hidden, &self.output.apply(&attended));
+        if let Some(Attention { scores, weights }) = &attention {
+            tell(Stage::Scores, scores);
+            tell(Stage::Weights, weights);
+        }
+        tell(Stage::Mixed, &attended);
+        let update = self.output.apply(&attended);
+        tell(Stage::AttentionOutput, &update);
+        add(hidden, &update);
+        tell(Stage::Attended, hidden);
 
         let normed = rms_norm(hidden, &self.ffn_norm, h.eps);
+        tell(Stage::FfnNorm, &normed);
         let mut inner = self.gate.apply(&normed);
-        for (gate, up) in inner.iter_mut().zip(self.up.apply(&normed)) {
+        let up = self.up.apply(&normed);
+        tell(Stage::Gate, &inner);
+        tell(Stage::Up, &up);
+        for (gate, up) in inner.iter_mut().zip(&up) {
             *gate = silu(*gate) * up;
         }
-        add(hidden, &self.down.apply(&inner));
+        tell(Stage::Gated, &inner);
+        let update = self.down.apply(&inner);
+        tell(Stage::Down, &update);
+        add(hidden, &update);
+        tell(Stage::Hidden, hidden);
     }
 }
 
-/// Each head of one token's query over the first `seen` positions; several query heads share a kv head.
-fn attend(h: &Hyperparameters, queries: &[f32], cache: &LayerCache, seen: usize, out: &mut [f32]) {
+/// Scores and weights of a call, `[n, heads, positions]`.
+#[derive(Default)]
+struct Attention {
+    scores: Vec<f32>,
+    weights: Vec<f32>,
+}
+
+/// Each head of one token's query over the first `seen` of `positions` positions; several query heads share a kv head.
+fn attend(
+    h: &Hyperparameters,
+    queries: &[f32],
+    cache: &LayerCache,
+    seen: usize,
+    out: &mut [f32],
+    positions: usize,
+    mut attention: Option<&mut Attention>,
+) {
     let scale = 1.0 / (h.head_dim as f32).sqrt();
     let mut scores = vec![0.0; seen];
+    let unseen = positions - seen;
+    let keep = |all: &mut Vec<f32>, row: &[f32]| {
+        all.extend_from_slice(row);
+        all.resize(all.len() + unseen, 0.0);
+    };
     let heads = queries.chunks_exact(h.head_dim).zip(out.chunks_exact_mut(h.head_dim));
     for (head, (query, out)) in heads.enumerate() {
         let kv = head / (h.heads / h.kv_heads) * h.head_dim;
@@ -104,7 +165,13 @@ fn attend(h: &Hyperparameters, queries: &[f32], cache: &LayerCache, seen: usize,
         for (position, score) in scores.iter_mut().enumerate() {
             *score = dot(query, &cache.keys[at(position)]) * scale;
         }
+        if let Some(attention) = attention.as_mut() {
+            keep(&mut attention.scores, &scores);
+        }
         softmax(&mut scores);
+        if let Some(attention) = attention.as_mut() {
+            keep(&mut attention.weights, &scores);
+        }
         for (position, score) in scores.iter().enumerate() {
             for (out, value) in out.iter_mut().zip(&cache.values[at(position)]) {
                 *out += score * value;

@@ -25,10 +25,12 @@ mod layer;
 mod math;
 mod model;
 mod rope;
+mod stage;
 mod weights;
 
 pub use error::Error;
 pub use hyperparameters::{Architecture, Hyperparameters};
 pub use model::{Cache, Model, Options};
 pub use rope::{Pairing, Rope};
+pub use stage::{Stage, Tap};
 pub use weights::{Form, Part, Weight, Weights};

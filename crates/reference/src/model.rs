@@ -9,7 +9,7 @@ use anemone_gguf::Gguf;
 use crate::layer::{Layer, load_rows};
 use crate::math::{Linear, rms_norm};
 use crate::weights::{Size, Source};
-use crate::{Error, Form, Hyperparameters, Pairing, Rope, Weight, Weights};
+use crate::{Error, Form, Hyperparameters, Pairing, Rope, Stage, Tap, Weight, Weights};
 
 /// What the caller decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +177,21 @@ impl Model {
         cache: &mut Cache,
         position: usize,
     ) -> Result<(), Error> {
+        self.layer_range_tapped(range, hidden, cache, position, None)
+    }
+
+    /// As [`layer_range`](Self::layer_range), telling `tap` every [`Stage`] of every layer in the order of computation.
+    ///
+    /// # Errors
+    /// As [`layer_range`](Self::layer_range).
+    pub fn layer_range_tapped(
+        &self,
+        range: Range<usize>,
+        hidden: &mut [f32],
+        cache: &mut Cache,
+        position: usize,
+        mut tap: Option<&mut Tap<'_>>,
+    ) -> Result<(), Error> {
         if range.start > range.end || range.end > self.hyper.layers || cache.layers.len() != self.hyper.layers {
             return Err(Error::Layers { range, count: self.hyper.layers });
         }
@@ -197,7 +212,13 @@ impl Model {
             let cache = &mut cache.layers[n];
             cache.keys.truncate(len);
             cache.values.truncate(len);
-            layer.run(&self.hyper, &self.rope, hidden, cache, position);
+            match tap.as_mut() {
+                Some(tap) => {
+                    let mut tell = |stage: Stage, rows: &[f32]| tap(n, stage, rows);
+                    layer.run(&self.hyper, &self.rope, hidden, cache, position, Some(&mut tell));
+                }
+                None => layer.run(&self.hyper, &self.rope, hidden, cache, position, None),
+            }
         }
         Ok(())
     }

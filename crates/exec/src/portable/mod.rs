@@ -237,6 +237,34 @@ impl PortableModel {
         Some(record(f, &f.plan.steps[step], recorder.largest(function)[step]))
     }
 
+    /// One call; `watch`, where there is one, sees each value as it is computed.
+    fn call(
+        &self,
+        function: usize,
+        inputs: &[&Tensor],
+        state: &mut State,
+        watch: Option<&mut dyn FnMut(&str, &Tensor)>,
+    ) -> Result<Vec<Tensor>, Error> {
+        let Some(f) = self.functions.get(function) else {
+            return Err(Error::Input {
+                function: format!("function {function}"),
+                input: String::new(),
+                expected: format!("a function below {}", self.functions.len()),
+                found: function.to_string(),
+            });
+        };
+        let state = state
+            .downcast::<PortableState>()
+            .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
+            .ok_or(Error::ForeignState)?;
+        self.check(f, inputs)?;
+        let context = Context::new(&mut state.pool, self.value_limit, self.threads);
+        let mut run = Run { model: self, plan: &f.plan, slots: vec![None; f.plan.slots], context };
+        run.enter(&f.signature, inputs)?;
+        run.steps(function, &mut state.caches, watch)?;
+        run.leave(&f.signature)
+    }
+
     /// Checks what is given against what the signature and the description ask for.
     fn check(&self, function: &Prepared, inputs: &[&Tensor]) -> Result<(), Error> {
         let signature = &function.signature;
@@ -345,24 +373,17 @@ impl Model for PortableModel {
     }
 
     fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error> {
-        let Some(f) = self.functions.get(function) else {
-            return Err(Error::Input {
-                function: format!("function {function}"),
-                input: String::new(),
-                expected: format!("a function below {}", self.functions.len()),
-                found: function.to_string(),
-            });
-        };
-        let state = state
-            .downcast::<PortableState>()
-            .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
-            .ok_or(Error::ForeignState)?;
-        self.check(f, inputs)?;
-        let context = Context::new(&mut state.pool, self.value_limit, self.threads);
-        let mut run = Run { model: self, plan: &f.plan, slots: vec![None; f.plan.slots], context };
-        run.enter(&f.signature, inputs)?;
-        run.steps(function, &mut state.caches)?;
-        run.leave(&f.signature)
+        self.call(function, inputs, state, None)
+    }
+
+    fn run_watched(
+        &self,
+        function: usize,
+        inputs: &[&Tensor],
+        state: &mut State,
+        watch: &mut dyn FnMut(&str, &Tensor),
+    ) -> Result<Vec<Tensor>, Error> {
+        self.call(function, inputs, state, Some(watch))
     }
 }
 
@@ -400,8 +421,21 @@ impl Run<'_> {
         }
     }
 
-    fn steps(&mut self, function: usize, caches: &mut [Option<Value>]) -> Result<(), Error> {
+    fn steps(
+        &mut self,
+        function: usize,
+        caches: &mut [Option<Value>],
+        mut watch: Option<&mut dyn FnMut(&str, &Tensor)>,
+    ) -> Result<(), Error> {
         let plan = self.plan;
+        let float = self.model.float();
+        // Tensors have fewer types than values; one without is nothing that a model computes with.
+        let mut tell = |name: &str, value: &Value| {
+            let Some(watch) = watch.as_mut() else { return };
+            if let Ok(tensor) = to_tensor(value.clone(), float) {
+                watch(name, &tensor);
+            }
+        };
         let recorder = self.model.recorder.as_ref();
         let mut seen = vec![0.0f32; if recorder.is_some() { plan.steps.len() } else { 0 }];
         let mut first = None;
@@ -413,6 +447,7 @@ impl Run<'_> {
                         let lost = Fault::new("the state was lost in a call that failed; make a new one");
                         return Err(self.error(&step.printed, lost));
                     };
+                    tell(&step.value, &cache);
                     if let Some(to) = *to {
                         self.slots[to] = Some(cache);
                     }
@@ -434,7 +469,8 @@ impl Run<'_> {
                         return Err(self.error(&step.printed, fault));
                     }
                     for (mut value, (slot, ty)) in values.into_iter().zip(results) {
-                        check_type(&value, ty).map_err(|fault| self.error(&step.printed, fault))?;
+                        let checked = check_type(&value, ty).and_then(|()| self.context.check(&value.shape));
+                        checked.map_err(|fault| self.error(&step.printed, fault))?;
                         if recorder.is_some() && value.dtype == Dtype::F16 {
                             seen[i] = seen[i].max(headroom::largest(&value, infinite));
                             if seen[i] > step.limit {
@@ -444,6 +480,7 @@ impl Run<'_> {
                         if !kernel.only_moves() {
                             self.round(&mut value).map_err(|fault| self.error(&step.printed, fault))?;
                         }
+                        tell(&step.value, &value);
                         match *slot {
                             Some(slot) => self.slots[slot] = Some(value),
                             None => self.context.recycle(value),
@@ -496,7 +533,8 @@ impl Run<'_> {
 
 /// Whether a result is what its program declares.
 fn check_type(value: &Value, ty: &TensorType) -> Result<(), Fault> {
-    let fits = value.dtype == ty.dtype
+    let fits = value.is_whole()
+        && value.dtype == ty.dtype
         && value.shape.len() == ty.shape.len()
         && ty.shape.iter().zip(&value.shape).all(|(d, &n)| d.fixed().is_none_or(|d| d == n));
     if fits {
@@ -512,6 +550,7 @@ fn from_tensor(context: &mut Context<'_>, tensor: &Tensor) -> Result<Value, Faul
         Ok(out)
     }
     let (shape, dtype) = (tensor.shape(), tensor.dtype());
+    context.check(shape)?;
     let n = elements(shape)?;
     let whole = match tensor.data() {
         Data::F32(v) => {

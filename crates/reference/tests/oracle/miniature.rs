@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use anemone_gguf::Gguf;
 use anemone_gguf::writer::Writer;
-use anemone_reference::{Error, Form, Model, Options, Part, Weight, Weights};
+use anemone_reference::{Error, Form, Model, Options, Part, Stage, Weight, Weights};
 
 use crate::common::*;
 
@@ -117,6 +117,26 @@ fn the_same_forward_runs_on_other_weights() {
     model.forward(&ids, &mut own).unwrap();
     assert!(cache.keys(0).iter().zip(own.keys(0)).all(|(a, b)| *a == 2.0 * b), "the other weights were used");
     assert_eq!((cache.values(3), cache.positions(3), other.weights().count()), (own.values(3), 5, 3 + 4 * 9));
+}
+
+#[test]
+fn stages_are_told_in_order_and_change_nothing() {
+    let model = model(F16, 64);
+    let ids = [1009, 876, 885, 976];
+    let (mut plain, mut tapped) = (model.embed(&ids).unwrap(), model.embed(&ids).unwrap());
+    model.layer_range(0..4, &mut plain, &mut model.cache(), 0).unwrap();
+    let mut told = Vec::new();
+    let mut tap = |layer: usize, stage: Stage, rows: &[f32]| told.push((layer, stage, rows.to_vec()));
+    model.layer_range_tapped(0..4, &mut tapped, &mut model.cache(), 0, Some(&mut tap)).unwrap();
+    assert_eq!(plain, tapped);
+    assert!(told.is_sorted_by_key(|(layer, stage, _)| (*layer, *stage)), "stages out of order");
+    assert_eq!(told.len(), 4 * 19);
+    let (_, _, last) = told.pop().unwrap();
+    assert_eq!(last, plain);
+    for (_, _, weights) in told.iter().filter(|(_, stage, _)| *stage == Stage::Weights) {
+        let sums: Vec<f32> = weights.chunks_exact(ids.len()).map(|row| row.iter().sum()).collect();
+        assert!(sums.iter().all(|sum| (sum - 1.0).abs() < 1e-5), "{sums:?}");
+    }
 }
 
 #[test]
