@@ -74,6 +74,7 @@ fn shape_of(literal: &Literal) -> Result<Vec<usize>, Fault> {
 
 fn widened(literal: &Literal) -> Result<Value, Fault> {
     let shape = shape_of(literal)?;
+    let n = elements(&shape)?;
     let unsupported = || Fault::new(format!("a constant of type {} is not supported", literal.ty));
     let dtype = literal.tensor_type().map(|t| t.dtype).ok_or_else(unsupported)?;
     let value = match dtype {
@@ -88,12 +89,7 @@ fn widened(literal: &Literal) -> Result<Value, Fault> {
         }
         _ => return Err(unsupported()),
     };
-    let stored = match &value.data {
-        Elements::Floats(b) => b.len(),
-        Elements::Ints(b) => b.len(),
-        Elements::Halves(_) => 0,
-    };
-    if stored == elements(&shape)? { Ok(value) } else { Err(unsupported()) }
+    if value.is_whole() && value.len() == n { Ok(value) } else { Err(unsupported()) }
 }
 
 /// What makes two literals one.

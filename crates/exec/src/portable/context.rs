@@ -57,7 +57,17 @@ impl<'a> Context<'a> {
 
     /// As [`take`](Self::take), for a shape.
     pub fn take_shape<T: Element>(&mut self, shape: &[usize]) -> Result<Vec<T>, Fault> {
+        self.check(shape)?;
         self.take(elements(shape)?)
+    }
+
+    /// Refuses a shape whose dimensions, empty ones apart, exceed the limit: kernels loop over the others.
+    pub fn check(&self, shape: &[usize]) -> Result<(), Fault> {
+        elements(shape)?;
+        if shape.iter().map(|&d| d.max(1)).product::<usize>() > self.limit {
+            return Err(Fault::new(format!("shape {shape:?} exceeds the memory limit of {} bytes", self.limit)));
+        }
+        Ok(())
     }
 
     /// Takes a vector back.

@@ -128,6 +128,15 @@ impl Value {
         self.shape.iter().product()
     }
 
+    /// Whether there are as many elements as the shape says.
+    pub fn is_whole(&self) -> bool {
+        match &self.data {
+            Elements::Floats(b) => b.len() == self.len(),
+            Elements::Ints(b) => b.len() == self.len(),
+            Elements::Halves(_) => true,
+        }
+    }
+
     /// The float elements.
     pub fn f32s(&self) -> Result<&[f32], Fault> {
         match &self.data {
@@ -154,13 +163,14 @@ impl Value {
     }
 }
 
-/// The number of elements of a shape, if it fits.
+/// The number of elements of a shape, if it fits. Strides and loops over an empty array still meet its other dimensions, so
+/// these must fit as well.
 pub fn elements(shape: &[usize]) -> Result<usize, Fault> {
-    shape
-        .iter()
-        .try_fold(1usize, |n, &d| n.checked_mul(d))
-        .filter(|&n| n <= isize::MAX as usize / 8)
-        .ok_or_else(|| Fault::new(format!("shape {shape:?} has too many elements")))
+    let extent = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
+    match extent.filter(|&n| n <= isize::MAX as usize / 8) {
+        Some(extent) => Ok(if shape.contains(&0) { 0 } else { extent }),
+        None => Err(Fault::new(format!("shape {shape:?} has too many elements"))),
+    }
 }
 
 /// Row-major strides of a shape.

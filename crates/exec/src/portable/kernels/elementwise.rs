@@ -454,6 +454,9 @@ fn quantize(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     Kernel::computes(move |args, context| {
         let (x, scale) = (args.get(input), args.get(scale));
         let zero = zero.map(|z| args.get(z).i32s()).transpose()?;
+        if zero.is_some_and(|z| z.len() != scale.len()) {
+            return Err(Fault::new("scale and zero_point differ in shape"));
+        }
         let mut out = context.take::<i32>(x.len())?;
         let own = dense(&x.shape);
         let walk = Walk::new(&x.shape, [&own, &along(scale, axis, &x.shape)?]);
@@ -477,6 +480,9 @@ fn dequantize(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     Kernel::computes(move |args, context| {
         let (x, scale) = (args.get(input), args.get(scale));
         let zero = zero.map(|z| args.get(z).i32s()).transpose()?;
+        if zero.is_some_and(|z| z.len() != scale.len()) {
+            return Err(Fault::new("scale and zero_point differ in shape"));
+        }
         let mut out = context.take::<f32>(x.len())?;
         let own = dense(&x.shape);
         let walk = Walk::new(&x.shape, [&own, &along(scale, axis, &x.shape)?]);

@@ -62,6 +62,8 @@ fn gather(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         let mut shape = x.shape[..axis].to_vec();
         shape.extend(&indices.shape[batch..]);
         shape.extend(&x.shape[axis + 1..]);
+        // Checked before indices are turned into as many places.
+        context.check(&shape)?;
         let at = indices.i32s()?;
         // The source start of every run of `inner` elements, in the order of the result.
         let mut starts = Vec::with_capacity(lots * outer * per_lot);
@@ -260,6 +262,7 @@ fn scatter(site: &mut Site<'_>, runs: Runs) -> Result<Kernel, Fault> {
     }
     Kernel::computes(move |args, context| {
         let data = args.take(data);
+        context.check(&args.get(updates).shape)?;
         let runs = runs(&data.shape, args.get(indices), axis, wraps)?;
         let updates = args.get(updates);
         Ok(vec![match data.data {

@@ -10,7 +10,7 @@ use crate::portable::kernel::{Kernel, Prepare, Site};
 use crate::portable::loops::{Rows, add_scaled, row_by_rows};
 use crate::portable::strided::{Walk, broadcast};
 use crate::portable::threads;
-use crate::portable::value::{Elements, Value};
+use crate::portable::value::{Elements, Value, elements};
 
 use super::elementwise::broadcast_shape;
 use super::shape::transposed;
@@ -100,6 +100,10 @@ fn matmul(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         let mut shape = batch.clone();
         shape.extend([m, n]);
         let sizes = Sizes { m, k, n };
+        if elements(&shape)? == 0 {
+            let data = if floats { Elements::Floats(Vec::new().into()) } else { Elements::Ints(Vec::new().into()) };
+            return Ok(vec![Value { dtype: x.dtype, shape: without_added(shape, row, column), data }]);
+        }
         // One entry a batch: where its operands start.
         let steps = [broadcast(&x.shape[..rx - 2], &batch), broadcast(&y.shape[..ry - 2], &batch)];
         let mut starts = Vec::new();
@@ -109,7 +113,7 @@ fn matmul(site: &mut Site<'_>) -> Result<Kernel, Fault> {
             let each = |i: usize| ((a + sx * i as isize) as usize * m * k, (b + sy * i as isize) as usize * k * n);
             starts.extend((0..walk.row()).map(each));
         });
-        let mut result = if floats {
+        let result = if floats {
             let mut out = context.take_shape::<f32>(&shape)?;
             let (a, b) = (x.f32s()?, y.f32s()?);
             let work = out.len().saturating_mul(k);
@@ -139,15 +143,21 @@ fn matmul(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         };
         context.recycle(x);
         context.recycle(y);
-        let rank = result.shape.len();
-        if column {
-            result.shape.remove(rank - 1);
-        }
-        if row {
-            result.shape.remove(rank - 2);
-        }
-        Ok(vec![result])
+        let shape = without_added(shape, row, column);
+        Ok(vec![result.reshaped(shape)])
     })
+}
+
+/// A product's shape without the dimensions that made matrices of vectors.
+fn without_added(mut shape: Vec<usize>, row: bool, column: bool) -> Vec<usize> {
+    let rank = shape.len();
+    if column {
+        shape.remove(rank - 1);
+    }
+    if row {
+        shape.remove(rank - 2);
+    }
+    shape
 }
 
 fn linear(site: &mut Site<'_>) -> Result<Kernel, Fault> {
@@ -162,7 +172,7 @@ fn linear(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         }
         let mut shape = x.shape.clone();
         shape[x.shape.len() - 1] = n;
-        let rows = x.len().checked_div(k).unwrap_or(0);
+        let rows: usize = x.shape[..x.shape.len() - 1].iter().product();
         if let Elements::Ints(_) = x.data {
             let (x_, w) = (x.i32s()?, weight.i32s()?);
             let bias = bias.map(Value::i32s).transpose()?;
@@ -178,7 +188,7 @@ fn linear(site: &mut Site<'_>) -> Result<Kernel, Fault> {
         }
         let bias = bias.map(Value::f32s).transpose()?;
         let mut columns = context.take::<f32>(n * rows)?;
-        project(Rows::of(weight)?, bias, k, x.f32s()?, &mut columns, context.threads());
+        project(Rows::of(weight)?, bias, Sizes { m: rows, k, n }, x.f32s()?, &mut columns, context.threads());
         if rows == 1 {
             return Ok(vec![Value::floats(x.dtype, &shape, columns)]);
         }
@@ -189,13 +199,19 @@ fn linear(site: &mut Site<'_>) -> Result<Kernel, Fault> {
     })
 }
 
-/// Every row of `weight` (each of `k` elements) times every row of `x`: `out[o, p] = weight[o] . x[p] + bias[o]`.
-pub fn project(weight: Rows<'_>, bias: Option<&[f32]>, k: usize, x: &[f32], out: &mut [f32], threads: usize) {
-    let p = x.len().checked_div(k).unwrap_or(0);
-    let work = out.len().saturating_mul(k);
-    threads::split(out, p, work, threads, |first, out| {
+/// Every row of `weight` times every row of `x`, and the bias: `out[o, p] = weight[o] . x[p] + bias[o]`.
+fn project(
+    weight: Rows<'_>,
+    bias: Option<&[f32]>,
+    Sizes { m, k, n }: Sizes,
+    x: &[f32],
+    out: &mut [f32],
+    threads: usize,
+) {
+    let work = m.saturating_mul(n).saturating_mul(k);
+    threads::split(out, m, work, threads, |first, out| {
         let mut scratch = Vec::new();
-        for (i, out) in out.chunks_mut(p.max(1)).enumerate() {
+        for (i, out) in out.chunks_mut(m.max(1)).enumerate() {
             let o = first + i;
             row_by_rows(weight.get(o * k, k, &mut scratch), x, out);
             if let Some(bias) = bias {
