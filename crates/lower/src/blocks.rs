@@ -328,4 +328,3 @@ impl<'a> Graph<'a> {
 fn plain_name(tensor: &str) -> String {
     tensor.trim_end_matches(".weight").replace('.', "_")
 }
-

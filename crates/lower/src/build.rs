@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 use anemone_bundle::contract::WeightMode;
 use anemone_bundle::manifest::{self, FileEntry, Shard, Source};
 use anemone_bundle::{Manifest, layout};
+use anemone_mil::Valid;
 use anemone_mil::ir::Sink;
 use anemone_mil::package;
-use anemone_mil::Valid;
 
 use crate::error::Error;
 use crate::model::Model;

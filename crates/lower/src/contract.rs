@@ -8,9 +8,7 @@
 
 use std::collections::BTreeSet;
 
-use anemone_bundle::contract::{
-    Activation, Contract, FactorSet, Norm, Rope, Scaling, Tokens, WeightMode,
-};
+use anemone_bundle::contract::{Activation, Contract, FactorSet, Norm, Rope, Scaling, Tokens, WeightMode};
 use anemone_gguf::{Gguf, Value, optional};
 
 use crate::arch::Architecture;
@@ -194,11 +192,8 @@ fn scaling(source: &Gguf, keys: &Keys<'_>, dim: usize, context: usize) -> Result
         let original_context = keys.count("rope.scaling.original_context", "rope.scaling.original_context_length")?;
         // Both are read, whichever applies: a file with only one is damaged.
         let (short, long) = (factors(source, SHORT, dim)?, factors(source, LONG, dim)?);
-        let (set, name, factors) = if context <= original_context {
-            (FactorSet::Short, SHORT, short)
-        } else {
-            (FactorSet::Long, LONG, long)
-        };
+        let (set, name, factors) =
+            if context <= original_context { (FactorSet::Short, SHORT, short) } else { (FactorSet::Long, LONG, long) };
         keys.note("rope.scaling", format!("context {context} against original context {original_context}"));
         keys.note("rope.factors", format!("tensor {name}"));
         return Ok((Scaling::LongRope { set, original_context }, factors));
@@ -275,7 +270,11 @@ fn tokens(keys: &Keys<'_>, vocab: usize, options: &Options) -> Result<Tokens, Er
     stop.insert(eos);
     if let Some(id) = stop.iter().find(|&&id| id as usize >= vocab) {
         let reason = format!("a stop token {id} is outside the vocabulary of {vocab}");
-        return Err(Error::Key { key: "tokenizer.ggml.tokens".into(), value: format!("{} tokens", names.len()), reason });
+        return Err(Error::Key {
+            key: "tokenizer.ggml.tokens".into(),
+            value: format!("{} tokens", names.len()),
+            reason,
+        });
     }
     keys.note("tokens", "keys tokenizer.ggml.*_token_id, and control tokens known to end a turn");
     Ok(Tokens { bos, eos, stop })

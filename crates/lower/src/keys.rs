@@ -59,7 +59,11 @@ impl<'a> Keys<'a> {
         let key = self.name(suffix);
         let value = self.metadata.f32(&key)?;
         if !value.is_finite() || value <= 0.0 {
-            return Err(Error::Key { key, value: value.to_string(), reason: "expected a finite number above 0".into() });
+            return Err(Error::Key {
+                key,
+                value: value.to_string(),
+                reason: "expected a finite number above 0".into(),
+            });
         }
         self.note(field, format!("key {key}"));
         Ok(value)

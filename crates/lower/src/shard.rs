@@ -51,7 +51,8 @@ fn program(
     let invalid = |report: String| Error::Invalid { shard: role.to_owned(), report };
     let functions = tokens.iter().map(|&t| function(if t == 1 { "main" } else { "prefill" }, t));
     let functions: Vec<Function> = functions.collect::<Result<_, _>>().map_err(|e| invalid(e.to_string()))?;
-    validate(described(build::program(functions, travelling(model, role)), model, role)).map_err(|r| invalid(r.to_string()))
+    validate(described(build::program(functions, travelling(model, role)), model, role))
+        .map_err(|r| invalid(r.to_string()))
 }
 
 /// What a package says of itself: the contract travels here.

@@ -30,9 +30,9 @@ impl Staging {
         if target.symlink_metadata().is_ok() {
             return Err(Error::TargetExists(target.to_owned()));
         }
-        let name = target.file_name().ok_or_else(|| {
-            fail(target)(io::Error::new(io::ErrorKind::InvalidInput, "not a name for a bundle"))
-        })?;
+        let name = target
+            .file_name()
+            .ok_or_else(|| fail(target)(io::Error::new(io::ErrorKind::InvalidInput, "not a name for a bundle")))?;
         let mut partial = OsString::from(".");
         partial.push(name);
         partial.push(".partial");

@@ -72,7 +72,8 @@ fn ranges(text: &str, layers: usize) -> Result<Vec<Range<usize>>, Error> {
     let mut next = 0;
     let mut all = Vec::new();
     for part in text.split(',') {
-        let parsed = part.trim().split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
+        let parsed =
+            part.trim().split_once('-').and_then(|(a, b)| Some((a.trim().parse().ok()?, b.trim().parse().ok()?)));
         let Some((start, end)): Option<(usize, usize)> = parsed else {
             return Err(fault(format!("`{part}` is not a range such as 0-20")));
         };
@@ -102,7 +103,9 @@ mod tests {
     use super::*;
 
     fn cut(text: &str, layers: usize) -> Result<Vec<Range<usize>>, String> {
-        Topology::new(&LayerCut::Ranges(text.into()), Some(1), layers, 1, 8).map(|t| t.layers).map_err(|e| e.to_string())
+        Topology::new(&LayerCut::Ranges(text.into()), Some(1), layers, 1, 8)
+            .map(|t| t.layers)
+            .map_err(|e| e.to_string())
     }
 
     #[test]
@@ -112,7 +115,14 @@ mod tests {
 
     #[test]
     fn what_is_wrong_is_named() {
-        for (text, word) in [("0-2,3-4", "gap"), ("0-3,2-4", "overlap"), ("0-2", "gap"), ("0-5", "beyond"), ("0-0", "empty"), ("a", "range")] {
+        for (text, word) in [
+            ("0-2,3-4", "gap"),
+            ("0-3,2-4", "overlap"),
+            ("0-2", "gap"),
+            ("0-5", "beyond"),
+            ("0-0", "empty"),
+            ("a", "range"),
+        ] {
             let message = cut(text, 4).unwrap_err();
             assert!(message.contains(word) && message.contains("--topology"), "{message}");
         }
