@@ -81,6 +81,21 @@ fn a_watched_call_tells_every_value_and_changes_none() {
 }
 
 #[test]
+fn a_watched_op_tells_each_result_under_its_own_name() {
+    let model = exact(&program(vec![function("main", |b| {
+        let x = b.input("x", f16(&[4])).unwrap();
+        let params = [("x", x.into()), ("num_splits", Literal::i32(2).into()), ("axis", Literal::i32(0).into())];
+        let halves = b.ops_multi("split", "halves", &params).unwrap();
+        vec![("low", halves[0]), ("high", halves[1])]
+    })]));
+    let mut told = Vec::new();
+    let mut watch = |name: &str, value: &Tensor| told.push((name.to_owned(), value.to_f32()));
+    let x = floats(&[4], &[1.0, 2.0, 3.0, 4.0]);
+    model.run_watched(0, &[&x], &mut model.new_state().unwrap(), &mut watch).unwrap();
+    assert_eq!(told, [("low".to_owned(), vec![1.0, 2.0]), ("high".to_owned(), vec![3.0, 4.0])]);
+}
+
+#[test]
 fn a_slice_update_of_a_state_leaves_other_rows_alone() {
     let program = program(vec![function("main", |b| {
         let x = b.input("x", f16(&[1, 2])).unwrap();

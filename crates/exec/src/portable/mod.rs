@@ -243,7 +243,7 @@ impl PortableModel {
         function: usize,
         inputs: &[&Tensor],
         state: &mut State,
-        watch: Option<&mut dyn FnMut(&str, &Tensor)>,
+        watch: Option<&mut Watch<'_>>,
     ) -> Result<Vec<Tensor>, Error> {
         let Some(f) = self.functions.get(function) else {
             return Err(Error::Input {
@@ -329,7 +329,7 @@ fn record(f: &Prepared, step: &Step, largest: f32) -> Headroom {
     Headroom {
         function: f.plan.name.clone(),
         op: step.kind.clone(),
-        value: step.value.clone(),
+        value: step.value().to_owned(),
         largest,
         limit: step.limit,
     }
@@ -387,6 +387,9 @@ impl Model for PortableModel {
     }
 }
 
+/// Who is told each value, by name, as it is computed.
+type Watch<'a> = dyn FnMut(&str, &Tensor) + 'a;
+
 /// One call of one function.
 struct Run<'a> {
     model: &'a PortableModel,
@@ -425,7 +428,7 @@ impl Run<'_> {
         &mut self,
         function: usize,
         caches: &mut [Option<Value>],
-        mut watch: Option<&mut dyn FnMut(&str, &Tensor)>,
+        mut watch: Option<&mut Watch<'_>>,
     ) -> Result<(), Error> {
         let plan = self.plan;
         let float = self.model.float();
@@ -447,7 +450,7 @@ impl Run<'_> {
                         let lost = Fault::new("the state was lost in a call that failed; make a new one");
                         return Err(self.error(&step.printed, lost));
                     };
-                    tell(&step.value, &cache);
+                    tell(step.value(), &cache);
                     if let Some(to) = *to {
                         self.slots[to] = Some(cache);
                     }
@@ -468,7 +471,7 @@ impl Run<'_> {
                         let fault = Fault::new(format!("{} results, expected {}", values.len(), results.len()));
                         return Err(self.error(&step.printed, fault));
                     }
-                    for (mut value, (slot, ty)) in values.into_iter().zip(results) {
+                    for ((mut value, (slot, ty)), name) in values.into_iter().zip(results).zip(&step.values) {
                         let checked = check_type(&value, ty).and_then(|()| self.context.check(&value.shape));
                         checked.map_err(|fault| self.error(&step.printed, fault))?;
                         if recorder.is_some() && value.dtype == Dtype::F16 {
@@ -480,7 +483,7 @@ impl Run<'_> {
                         if !kernel.only_moves() {
                             self.round(&mut value).map_err(|fault| self.error(&step.printed, fault))?;
                         }
-                        tell(&step.value, &value);
+                        tell(name, &value);
                         match *slot {
                             Some(slot) => self.slots[slot] = Some(value),
                             None => self.context.recycle(value),

@@ -39,13 +39,18 @@ pub struct Step {
     pub kind: String,
     /// The op, as printed.
     pub printed: String,
-    /// The name of its first result.
-    pub value: String,
+    /// The names of its results.
+    pub values: Vec<String>,
     /// The magnitude beyond which its fp16 results overflow.
     pub limit: f32,
 }
 
 impl Step {
+    /// The name of its first result; that of the op where it has none.
+    pub fn value(&self) -> &str {
+        self.values.first().map_or(&self.printed, |name| name)
+    }
+
     /// Whether it yields results that headroom is kept for.
     pub fn records(&self) -> bool {
         match &self.action {
@@ -311,12 +316,11 @@ fn assign(function: &Function, drafts: Vec<Draft<'_>>, outputs: Vec<Operand>) ->
                 Action::Compute { kernel, args, results }
             }
         };
-        let first = draft.op.outputs.first().map(|id| function.value(*id).name.clone());
         steps.push(Step {
             action,
             kind: draft.op.kind.clone(),
             printed: op_line(function, draft.op),
-            value: first.unwrap_or_else(|| draft.op.name.clone()),
+            values: draft.op.outputs.iter().map(|id| function.value(*id).name.clone()).collect(),
             limit,
         });
     }
