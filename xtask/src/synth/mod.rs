@@ -173,6 +173,8 @@ impl Tensors<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use anemone_gguf::Gguf;
 
     use super::*;
@@ -204,6 +206,41 @@ mod tests {
         for tensor in gguf.tensors().iter().filter(|t| t.ty == f32) {
             assert!(gguf.tensor(&tensor.name).unwrap().dequantize().iter().all(|w| w.is_finite() && *w > 0.0));
         }
+    }
+
+    #[test]
+    fn the_lowering_reads_the_models_contract() {
+        use anemone_bundle::contract::{FactorSet, Scaling, WeightMode};
+        use anemone_chat::Tokenizer;
+        use anemone_lower::{Model, contract::Options};
+
+        let gguf = Arc::new(Gguf::from_bytes(bytes(&["--layers", "1", "--vocab", "600"])).unwrap());
+        let stop = Tokenizer::from_gguf(gguf.metadata()).unwrap().config().stop.clone();
+        // <|endoftext|> and <|end|>, as far from the vocabulary's end as in the model.
+        assert_eq!(stop.iter().map(|id| 200_064 - 600 + id).collect::<Vec<_>>(), [199_999, 200_020]);
+        for (context, set) in [(2048, FactorSet::Short), (8192, FactorSet::Long)] {
+            let options = Options { context: Some(context), weights: WeightMode::Int8Channel, stop: stop.clone() };
+            let contract = Model::new(Arc::clone(&gguf), "stand-in.gguf", &options).unwrap().contract;
+            assert_eq!((contract.layers, contract.width, contract.ffn, contract.vocab), (1, 3072, 8192, 600));
+            assert_eq!((contract.heads, contract.kv_heads, contract.head_dim, contract.rope.dim), (24, 8, 128, 96));
+            assert_eq!(contract.rope.scaling, Scaling::LongRope { set, original_context: 4096 });
+            assert_eq!(contract.rope.factors.iter().all(|&f| f == 1.0), set == FactorSet::Short);
+            assert!(contract.tied);
+        }
+    }
+
+    #[test]
+    fn the_tokenizer_and_template_make_a_prompt() {
+        use anemone_chat::{ChatTemplate, Control, Special, Tokenizer};
+
+        let gguf = Gguf::from_bytes(bytes(&["--layers", "1", "--vocab", "3000"])).unwrap();
+        let tokenizer = Tokenizer::from_gguf(gguf.metadata()).unwrap();
+        let text = "<|user|>Hello, wörld!<|end|><|assistant|>";
+        let ids = tokenizer.encode(text, Special::Parse);
+        let reserved = |id: u32| id + 200_064 - 3000;
+        assert_eq!((reserved(ids[0]), reserved(ids[ids.len() - 1])), (200_021, 200_019));
+        assert_eq!(tokenizer.decode(&ids, Control::Show).unwrap(), text);
+        ChatTemplate::new(gguf.metadata().str("tokenizer.chat_template").unwrap()).unwrap();
     }
 
     #[test]
