@@ -81,3 +81,85 @@ fn a_dry_run_writes_nothing_and_tells_what_would_be() {
     assert!(text.contains("layers/00-02.mlpackage") && text.contains("head/0.mlpackage"), "{text}");
     assert!(fs::read_dir(folder.path()).unwrap().next().is_none());
 }
+
+/// Kills a build at many moments; `--resume` always ends with the bytes of an undisturbed build.
+#[test]
+fn a_killed_build_is_resumed_to_the_same_bytes() {
+    let model = fixture(MINIATURE);
+    let cut = ["--layers-per-shard", "1", "--head-slices", "4"];
+    let undisturbed = files(&Bundle::build(&model, &cut).path);
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("bundle");
+    let mut args = vec!["build", model.to_str().unwrap(), "-o", target.to_str().unwrap(), "--resume"];
+    args.extend(cut);
+    for delay in (0..60).step_by(3) {
+        let mut child =
+            Command::new(env!("CARGO_BIN_EXE_anemone")).args(&args).stderr(Stdio::null()).spawn().unwrap();
+        std::thread::sleep(std::time::Duration::from_millis(delay));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        if target.exists() {
+            break;
+        }
+    }
+    if !target.exists() {
+        succeed(&args);
+    }
+    assert!(files(&target) == undisturbed, "a resumed build differs from an undisturbed one");
+}
+
+#[test]
+fn a_resumed_build_does_not_take_over_a_damaged_piece_or_another_request() {
+    let model = fixture(MINIATURE);
+    let cut = ["--layers-per-shard", "1", "--head-slices", "2"];
+    let undisturbed = files(&Bundle::build(&model, &cut).path);
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("bundle");
+    let build = |more: &[&str]| {
+        let mut args = vec!["build", model.to_str().unwrap(), "-o", target.to_str().unwrap(), "--quiet"];
+        args.extend(more);
+        succeed(&args);
+    };
+    // Jobs leave finished pieces behind, as a stop does.
+    for job in ["0", "1", "6"] {
+        build(&[&cut[..], &["--job", job]].concat());
+    }
+    let damaged = folder.path().join(".bundle.partial/layers/01-02.mlpackage/Data/com.apple.CoreML/weights/weight.bin");
+    let mut bytes = fs::read(&damaged).unwrap();
+    bytes[5000] ^= 1;
+    fs::write(&damaged, bytes).unwrap();
+    build(&[&cut[..], &["--resume"]].concat());
+    assert!(files(&target) == undisturbed, "a damaged piece was taken over");
+
+    fs::remove_dir_all(&target).unwrap();
+    build(&["--layers-per-shard", "1", "--head-slices", "2", "--weights", "fp16", "--job", "0"]);
+    build(&[&cut[..], &["--resume"]].concat());
+    assert!(files(&target) == undisturbed, "a piece of another request was taken over");
+}
+
+#[test]
+fn jobs_in_several_processes_join_to_the_same_bytes() {
+    let model = fixture(MINIATURE);
+    let cut = ["--topology", "0-1,1-4", "--head-slices", "3"];
+    let undisturbed = files(&Bundle::build(&model, &cut).path);
+    let folder = tempfile::tempdir().unwrap();
+    let target = folder.path().join("bundle");
+    let base = [&["build", model.to_str().unwrap(), "-o", target.to_str().unwrap(), "--quiet"][..], &cut].concat();
+    let plan = succeed(&[&base[..], &["--plan"]].concat());
+    let jobs = serde_json::from_str::<serde_json::Value>(&plan).unwrap().as_array().unwrap().len();
+    assert_eq!(jobs, 2 + 3 + 1);
+    refuse(&[&base[..], &["--join"]].concat(), &["--join", "job 0", "layers/00-01.mlpackage"]);
+    refuse(&[&base[..], &["--job", "6"]].concat(), &["--job", "0 to 5"]);
+    let run = |job: usize| {
+        let job = job.to_string();
+        Command::new(env!("CARGO_BIN_EXE_anemone")).args([&base[..], &["--job", &job]].concat()).spawn().unwrap()
+    };
+    let children: Vec<_> = (0..jobs).map(run).collect();
+    for mut child in children {
+        assert!(child.wait().unwrap().success());
+    }
+    let other = ["build", model.to_str().unwrap(), "-o", target.to_str().unwrap(), "--weights", "fp16", "--job", "0"];
+    refuse(&other, &["other options"]);
+    succeed(&[&base[..], &["--join"]].concat());
+    assert!(files(&target) == undisturbed, "joined jobs differ from one build");
+}

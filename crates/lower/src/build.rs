@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anemone_bundle::contract::WeightMode;
 use anemone_bundle::manifest::{self, FileEntry, Shard, Source};
@@ -15,11 +15,15 @@ use anemone_mil::ir::Sink;
 use anemone_mil::package;
 
 use crate::error::Error;
+use crate::ledger::{Entries, Ledger};
 use crate::model::Model;
 use crate::shard;
-use crate::staging::Staging;
+use crate::staging::{Access, Staging, failed};
 use crate::topology::{LayerCut, Topology};
 use crate::weights::{Rows, plain};
+
+/// What the manifest and the ledger call this program.
+const TOOL: &str = concat!("anemone ", env!("CARGO_PKG_VERSION"));
 
 /// How a bundle is cut and what goes beside its shards.
 #[derive(Clone, Debug)]
@@ -34,26 +38,35 @@ pub struct Options {
     pub host_files: BTreeMap<String, Vec<u8>>,
 }
 
-/// One package to be written.
+/// What a piece of a bundle is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// The package of a range of layers.
+    Layers,
+    /// The package of a range of the head's rows.
+    Head,
+    /// The embedding table.
+    Embedding,
+}
+
+/// One part of a bundle that can be made by itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Piece {
     /// Where in the bundle.
     pub path: String,
-    /// Layers, or rows of the head.
+    /// What it is.
+    pub kind: Kind,
+    /// Layers, or rows of the vocabulary.
     pub range: Range<usize>,
-    /// Whether it is a head slice.
-    pub head: bool,
-    /// Bytes of its weights: all but some kilobytes of the package.
+    /// Bytes of its weights: all of it but some kilobytes.
     pub weight_bytes: u64,
 }
 
 /// What a build would write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Layer shards, then head slices.
+    /// Layer shards, head slices, the embedding: the jobs of a build, by number.
     pub pieces: Vec<Piece>,
-    /// Bytes of the embedding table.
-    pub embedding_bytes: u64,
     /// The cut.
     pub topology: Topology,
 }
@@ -75,23 +88,29 @@ impl Plan {
         let topology = Topology::new(&options.layers, options.head_slices, c.layers, layer, c.vocab)?;
         let shard = |range: &Range<usize>| Piece {
             path: layout::layers(range),
+            kind: Kind::Layers,
             range: range.clone(),
-            head: false,
             weight_bytes: layer * range.len() as u64,
         };
         let slice = |(i, rows): (usize, &Range<usize>)| Piece {
             path: layout::head(i),
+            kind: Kind::Head,
             range: rows.clone(),
-            head: true,
             weight_bytes: bytes(rows.len() as u64, width) + 2 * width,
         };
-        let pieces = topology.layers.iter().map(shard).chain(topology.head.iter().enumerate().map(slice)).collect();
-        Ok(Self { pieces, embedding_bytes: 2 * c.vocab as u64 * width, topology })
+        let embedding = Piece {
+            path: layout::EMBEDDING.to_owned(),
+            kind: Kind::Embedding,
+            range: 0..c.vocab,
+            weight_bytes: 2 * c.vocab as u64 * width,
+        };
+        let packages = topology.layers.iter().map(shard).chain(topology.head.iter().enumerate().map(slice));
+        Ok(Self { pieces: packages.chain([embedding]).collect(), topology })
     }
 
     /// Bytes of everything with a size worth speaking of.
     pub fn bytes(&self) -> u64 {
-        self.embedding_bytes + self.pieces.iter().map(|p| p.weight_bytes).sum::<u64>()
+        self.pieces.iter().map(|p| p.weight_bytes).sum()
     }
 }
 
@@ -113,52 +132,150 @@ pub trait Progress: Sync {
     fn wrote(&self, bytes: u64);
 }
 
-/// Builds the bundle at `target`, which must not exist. On any error nothing is left there.
-pub fn build(model: &Model, options: &Options, target: &Path, progress: &dyn Progress) -> Result<Manifest, Error> {
+/// Builds the bundle at `target`, which must not exist. A piece that an earlier build of the same request finished there is
+/// taken over if `access` is not [`Access::Alone`]. On an error the target is as absent as before.
+pub fn build(
+    model: &Model,
+    options: &Options,
+    target: &Path,
+    access: Access,
+    progress: &dyn Progress,
+) -> Result<Manifest, Error> {
     let plan = Plan::new(model, options)?;
-    let staging = Staging::open(target)?;
-    let folder = staging.folder();
-    for piece in &plan.pieces {
+    let staging = Staging::open(target, access)?;
+    let source = source(model);
+    let ledger = ledger(&staging, model, options, &plan, &source, access)?;
+    let done: Vec<_> = plan.pieces.iter().map(|piece| ledger.finished(&piece.path)).collect();
+    let finished: Vec<Entries> = done.iter().flatten().cloned().collect();
+    ledger.clear_unfinished(&finished).map_err(failed(staging.folder()))?;
+    let mut files = Entries::new();
+    for (piece, done) in plan.pieces.iter().zip(done) {
         progress.part(&piece.path);
-        let path = folder.join(&piece.path);
-        if let Some(parent) = path.parent() {
-            fs::create_dir_all(parent).map_err(failed(parent))?;
-        }
-        package::write(&program(model, piece, &options.tokens)?, &path)?;
+        files.extend(match done {
+            Some(entries) => entries,
+            None => make(model, piece, &options.tokens, &staging, &ledger)?,
+        });
         progress.wrote(piece.weight_bytes);
     }
-    progress.part(layout::EMBEDDING);
-    write_embedding(model, &folder.join(layout::EMBEDDING))?;
-    progress.wrote(plan.embedding_bytes);
+    assemble(model, options, &plan, source, files, staging, ledger)
+}
+
+/// Makes one piece of a build, to be joined later: job `number` of [`Plan::pieces`]. Other jobs may run at the same time, in
+/// other processes, on the same target. A piece that is finished already is left as it is.
+pub fn build_piece(model: &Model, options: &Options, target: &Path, number: usize) -> Result<(), Error> {
+    let plan = Plan::new(model, options)?;
+    let piece = plan.pieces.get(number).ok_or_else(|| Error::Option {
+        option: "--job",
+        reason: format!("there is no job {number}: the plan has jobs 0 to {}", plan.pieces.len() - 1),
+    })?;
+    let staging = Staging::open(target, Access::Shared)?;
+    let ledger = ledger(&staging, model, options, &plan, &source(model), Access::Shared)?;
+    match ledger.finished(&piece.path) {
+        Some(_) => Ok(()),
+        None => make(model, piece, &options.tokens, &staging, &ledger).map(drop),
+    }
+}
+
+/// Joins the pieces that jobs have made into the bundle at `target`. Fails, and changes nothing, where one is missing.
+pub fn join(model: &Model, options: &Options, target: &Path) -> Result<Manifest, Error> {
+    let plan = Plan::new(model, options)?;
+    let staging = Staging::open(target, Access::Resumable)?;
+    let source = source(model);
+    let ledger = ledger(&staging, model, options, &plan, &source, Access::Resumable)?;
+    let mut files = Entries::new();
+    for (number, piece) in plan.pieces.iter().enumerate() {
+        files.extend(ledger.finished(&piece.path).ok_or_else(|| Error::Option {
+            option: "--join",
+            reason: format!("job {number} ({}) is not finished; run it and join again", piece.path),
+        })?);
+    }
+    let owned = [files.clone()];
+    ledger.clear_unfinished(&owned).map_err(failed(staging.folder()))?;
+    assemble(model, options, &plan, source, files, staging, ledger)
+}
+
+/// The ledger of a request: of everything that decides the bytes of a bundle.
+fn ledger(
+    staging: &Staging,
+    model: &Model,
+    options: &Options,
+    plan: &Plan,
+    source: &Source,
+    access: Access,
+) -> Result<Ledger, Error> {
+    let pieces: Vec<_> = plan.pieces.iter().map(|p| (&p.path, &p.range)).collect();
+    let request = format!("{TOOL} {} {} {pieces:?} {:?}", source.blake3, model.contract.hash(), options.tokens);
+    let request = blake3::hash(request.as_bytes()).to_hex();
+    Ledger::open(staging.folder(), &request, access).map_err(failed(staging.folder()))
+}
+
+/// Makes a piece and enters it into the ledger once it is on disk.
+fn make(model: &Model, piece: &Piece, tokens: &[usize], staging: &Staging, ledger: &Ledger) -> Result<Entries, Error> {
+    let path = staging.folder().join(&piece.path);
+    if let Some(parent) = path.parent() {
+        fs::create_dir_all(parent).map_err(failed(parent))?;
+    }
+    if path.symlink_metadata().is_ok() {
+        // Left by a stop between writing and entering.
+        let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
+        removed.map_err(failed(&path))?;
+    }
+    match program(model, piece, tokens)? {
+        Some(program) => drop(package::write(&program, &path)?),
+        None => write_embedding(model, &path)?,
+    }
+    let entries = entries(&path, &piece.path)?;
+    ledger.enter(&piece.path, &entries).map_err(failed(staging.folder()))?;
+    Ok(entries)
+}
+
+/// Adds what is not a piece, writes the manifest, and makes the staging folder the target.
+fn assemble(
+    model: &Model,
+    options: &Options,
+    plan: &Plan,
+    source: Source,
+    mut files: Entries,
+    staging: Staging,
+    ledger: Ledger,
+) -> Result<Manifest, Error> {
+    let folder = staging.folder();
     for (name, bytes) in &options.host_files {
-        write_file(&folder.join(name), bytes)?;
+        let path = folder.join(name);
+        write_file(&path, bytes)?;
+        files.extend(entries(&path, name)?);
     }
     let manifest = Manifest {
         format: manifest::FORMAT,
-        tool: concat!("anemone ", env!("CARGO_PKG_VERSION")).to_owned(),
+        tool: TOOL.to_owned(),
         name: model.name().to_owned(),
-        source: source(model),
+        source,
         contract: model.contract.clone(),
         contract_hash: model.contract.hash(),
         tokens: options.tokens.clone(),
-        layers: shards(&plan, false),
-        head: shards(&plan, true),
-        files: entries(folder)?,
+        layers: shards(plan, Kind::Layers),
+        head: shards(plan, Kind::Head),
+        files,
     };
     manifest.check().map_err(|reason| Error::Invalid { shard: layout::MANIFEST.into(), report: reason })?;
     write_file(&folder.join(layout::MANIFEST), manifest.to_json().as_bytes())?;
+    ledger.close().map_err(failed(folder))?;
     staging.commit()?;
     Ok(manifest)
 }
 
-/// The program of one piece.
-pub fn program(model: &Model, piece: &Piece, tokens: &[usize]) -> Result<Valid, Error> {
-    if piece.head { shard::head(model, &piece.range, tokens) } else { shard::layers(model, &piece.range, tokens) }
+/// The program of a piece; the embedding has none.
+pub fn program(model: &Model, piece: &Piece, tokens: &[usize]) -> Result<Option<Valid>, Error> {
+    match piece.kind {
+        Kind::Layers => shard::layers(model, &piece.range, tokens).map(Some),
+        Kind::Head => shard::head(model, &piece.range, tokens).map(Some),
+        Kind::Embedding => Ok(None),
+    }
 }
 
-fn shards(plan: &Plan, head: bool) -> Vec<Shard> {
+fn shards(plan: &Plan, kind: Kind) -> Vec<Shard> {
     let shard = |p: &Piece| Shard { start: p.range.start, end: p.range.end, path: p.path.clone() };
-    plan.pieces.iter().filter(|p| p.head == head).map(shard).collect()
+    plan.pieces.iter().filter(|p| p.kind == kind).map(shard).collect()
 }
 
 fn source(model: &Model) -> Source {
@@ -195,32 +312,19 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     run().map_err(failed(path))
 }
 
-fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
-    let path: PathBuf = path.to_owned();
-    move |source| Error::Write { path, source }
-}
-
-/// Size and hash of every file below `folder`, by its path with `/` between parts. Hidden files are ours and temporary.
-fn entries(folder: &Path) -> Result<BTreeMap<String, FileEntry>, Error> {
-    let mut all = BTreeMap::new();
-    let mut pending = vec![(folder.to_owned(), String::new())];
-    while let Some((folder, prefix)) = pending.pop() {
-        for entry in fs::read_dir(&folder).map_err(failed(&folder))? {
-            let entry = entry.map_err(failed(&folder))?;
-            let path = entry.path();
-            let Ok(name) = entry.file_name().into_string() else { continue };
-            if prefix.is_empty() && name.starts_with('.') {
-                continue;
-            }
-            let inside = format!("{prefix}{name}");
-            if path.is_dir() {
-                pending.push((path, format!("{inside}/")));
-                continue;
-            }
-            let bytes = entry.metadata().map_err(failed(&path))?.len();
-            let blake3 = manifest::hash_file(&path).map_err(failed(&path))?;
-            all.insert(inside, FileEntry { bytes, blake3 });
-        }
+/// Size and hash of the file at `path`, or of every file of the folder there, by their path inside the bundle.
+fn entries(path: &Path, inside: &str) -> Result<Entries, Error> {
+    if !path.is_dir() {
+        let bytes = fs::metadata(path).map_err(failed(path))?.len();
+        let blake3 = manifest::hash_file(path).map_err(failed(path))?;
+        return Ok(Entries::from([(inside.to_owned(), FileEntry { bytes, blake3 })]));
+    }
+    let mut all = Entries::new();
+    for entry in fs::read_dir(path).map_err(failed(path))? {
+        let entry = entry.map_err(failed(path))?;
+        // Every name in a bundle is ours, and ASCII.
+        let name = entry.file_name().to_string_lossy().into_owned();
+        all.extend(entries(&entry.path(), &format!("{inside}/{name}"))?);
     }
     Ok(all)
 }

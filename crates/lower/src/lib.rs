@@ -10,6 +10,7 @@ pub mod build;
 pub mod contract;
 pub mod error;
 pub mod keys;
+pub mod ledger;
 pub mod model;
 pub mod pool;
 pub mod quantize;
@@ -19,7 +20,8 @@ pub mod structure;
 pub mod topology;
 pub mod weights;
 
-pub use build::{Options, Plan, Progress, build};
+pub use build::{Options, Plan, Progress, build, build_piece, join};
 pub use error::Error;
 pub use model::Model;
+pub use staging::Access;
 pub use topology::{LayerCut, Topology};

@@ -2,7 +2,7 @@
 //!
 //! The work happens in `.<name>.partial` beside the target, so that the last step is one rename within a file system. A
 //! lock on a file in it keeps a second build away; the lock dies with its process, so what a killed build leaves behind is
-//! recognised and cleared by the next one.
+//! found by the next one, which goes on from it or clears it.
 
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
@@ -11,49 +11,51 @@ use std::path::{Path, PathBuf};
 
 use crate::error::Error;
 
-const LOCK: &str = ".lock";
+/// The lock's name in the staging folder.
+pub const LOCK: &str = ".lock";
+
+/// Who else may work in the staging folder at the same time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Nobody: the folder is this build's, and goes with it when it fails.
+    Alone,
+    /// Nobody; but what is finished stays when it fails, to be resumed.
+    Resumable,
+    /// Other jobs of the same build.
+    Shared,
+}
 
 /// See the module.
 pub struct Staging {
     target: PathBuf,
     folder: PathBuf,
+    access: Access,
+    /// Held for its lock; gone once the folder is the target.
     lock: Option<File>,
 }
 
 impl Staging {
-    /// Opens an empty staging folder for `target`, which must not exist.
-    pub fn open(target: &Path) -> Result<Self, Error> {
-        let fail = |path: &Path| {
-            let path = path.to_owned();
-            move |source| Error::Write { path, source }
-        };
+    /// Opens the staging folder for `target`, which must not exist. What is in it is the ledger's business.
+    pub fn open(target: &Path, access: Access) -> Result<Self, Error> {
         if target.symlink_metadata().is_ok() {
             return Err(Error::TargetExists(target.to_owned()));
         }
         let name = target
             .file_name()
-            .ok_or_else(|| fail(target)(io::Error::new(io::ErrorKind::InvalidInput, "not a name for a bundle")))?;
+            .ok_or_else(|| failed(target)(io::Error::new(io::ErrorKind::InvalidInput, "not a name for a bundle")))?;
         let mut partial = OsString::from(".");
         partial.push(name);
         partial.push(".partial");
         let folder = target.with_file_name(partial);
-        if let Some(parent) = folder.parent() {
-            fs::create_dir_all(parent).map_err(fail(parent))?;
-        }
-        match fs::create_dir(&folder) {
-            Err(e) if e.kind() != io::ErrorKind::AlreadyExists => return Err(fail(&folder)(e)),
-            _ => {}
-        }
+        fs::create_dir_all(&folder).map_err(failed(&folder))?;
         let lock = folder.join(LOCK);
-        let file = File::create(&lock).map_err(fail(&lock))?;
-        match file.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => return Err(Error::Busy(target.to_owned())),
-            Err(TryLockError::Error(e)) => return Err(fail(&lock)(e)),
+        let file = File::create(&lock).map_err(failed(&lock))?;
+        let locked = if access == Access::Shared { file.try_lock_shared() } else { file.try_lock() };
+        match locked {
+            Ok(()) => Ok(Self { target: target.to_owned(), folder, access, lock: Some(file) }),
+            Err(TryLockError::WouldBlock) => Err(Error::Busy(target.to_owned())),
+            Err(TryLockError::Error(e)) => Err(failed(&lock)(e)),
         }
-        let staging = Self { target: target.to_owned(), folder, lock: Some(file) };
-        staging.clear().map_err(fail(&staging.folder))?;
-        Ok(staging)
     }
 
     /// Where to write.
@@ -61,19 +63,7 @@ impl Staging {
         &self.folder
     }
 
-    /// Removes what a killed build left, except our own lock.
-    fn clear(&self) -> io::Result<()> {
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            if entry.file_name() == LOCK {
-                continue;
-            }
-            if entry.file_type()?.is_dir() { fs::remove_dir_all(entry.path())? } else { fs::remove_file(entry.path())? }
-        }
-        Ok(())
-    }
-
-    /// Makes the folder the target. Its files must be on disk already; the names are put there here.
+    /// Makes the folder the target. Its files must be on disk already; their names are put there here.
     pub fn commit(mut self) -> Result<(), Error> {
         let run = || -> io::Result<()> {
             fs::remove_file(self.folder.join(LOCK))?;
@@ -87,7 +77,7 @@ impl Staging {
                 _ => File::open(".")?.sync_all(),
             }
         };
-        run().map_err(|source| Error::Write { path: self.target.clone(), source })?;
+        run().map_err(failed(&self.target))?;
         self.lock = None;
         Ok(())
     }
@@ -95,8 +85,8 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        // Committed, or nothing to save: a failure to remove leaves what the next build clears.
-        if self.lock.is_some() {
+        if self.lock.is_some() && self.access == Access::Alone {
+            // A failure to remove leaves what the next build clears.
             let _ = fs::remove_dir_all(&self.folder);
         }
     }
@@ -110,4 +100,10 @@ fn sync_folders(folder: &Path) -> io::Result<()> {
         }
     }
     File::open(folder)?.sync_all()
+}
+
+/// Names the file in an error of the system.
+pub fn failed(path: &Path) -> impl FnOnce(io::Error) -> Error + use<> {
+    let path: PathBuf = path.to_owned();
+    move |source| Error::Write { path, source }
 }

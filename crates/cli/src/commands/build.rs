@@ -7,7 +7,8 @@ use std::sync::Arc;
 use anemone_bundle::{Manifest, layout};
 use anemone_chat::{ChatTemplate, Tokenizer};
 use anemone_gguf::{Gguf, optional};
-use anemone_lower::{self as lower, LayerCut, Model, Plan, contract};
+use anemone_lower::build::Piece;
+use anemone_lower::{self as lower, Access, LayerCut, Model, Plan, contract};
 use anyhow::{Context, Result};
 use clap::Parser;
 
@@ -25,16 +26,29 @@ pub struct Args {
     /// The model.
     pub model: PathBuf,
     /// Where the bundle goes; must not exist.
-    #[arg(short, long, required_unless_present = "dry_run")]
+    #[arg(short, long, required_unless_present_any = ["dry_run", "plan"])]
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub cut: Cut,
-    /// Print what would be written, and stop.
+    /// Go on from what an earlier build of the same request finished, after checking its hashes; keep what is finished if
+    /// this one fails too.
     #[arg(long)]
+    pub resume: bool,
+    /// Print what would be written, and stop.
+    #[arg(long, group = "instead")]
     pub dry_run: bool,
     /// With --dry-run: as JSON.
     #[arg(long, requires = "dry_run")]
     pub json: bool,
+    /// Print the jobs of this build as JSON, and stop: each makes one piece, on any machine that sees the target's folder.
+    #[arg(long, group = "instead")]
+    pub plan: bool,
+    /// Make only this piece of the plan; others may run at the same time.
+    #[arg(long, group = "instead", value_name = "K")]
+    pub job: Option<usize>,
+    /// Check the pieces that jobs made, and make the bundle of them.
+    #[arg(long, group = "instead", conflicts_with = "resume")]
+    pub join: bool,
 }
 
 /// What a build can be told about its result.
@@ -67,8 +81,20 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         show_plan(&prepared, args.json)?;
         return Ok(Outcome::Done);
     }
-    let target = args.output.as_deref().expect("clap requires it without --dry-run");
-    let manifest = build(&prepared, target, ui)?;
+    if args.plan {
+        println!("{}", serde_json::to_string_pretty(&jobs(&prepared))?);
+        return Ok(Outcome::Done);
+    }
+    let target = args.output.as_deref().expect("clap requires it for all that follows");
+    if let Some(number) = args.job {
+        lower::build_piece(&prepared.model, &prepared.options, target, number)?;
+        ui.say(format_args!("job {number}: {} is finished", prepared.plan.pieces[number].path));
+        return Ok(Outcome::Done);
+    }
+    let manifest = match args.join {
+        true => lower::join(&prepared.model, &prepared.options, target)?,
+        false => build(&prepared, target, if args.resume { Access::Resumable } else { Access::Alone }, ui)?,
+    };
     let total: u64 = manifest.files.values().map(|f| f.bytes).sum();
     let shards = (manifest.layers.len(), manifest.head.len());
     ui.say(format_args!(
@@ -109,9 +135,9 @@ pub fn prepare(path: &Path, source: Arc<Gguf>, cut: &Cut) -> Result<Prepared> {
 }
 
 /// Builds what was prepared.
-pub fn build(prepared: &Prepared, target: &Path, ui: &Ui) -> Result<Manifest> {
+pub fn build(prepared: &Prepared, target: &Path, access: Access, ui: &Ui) -> Result<Manifest> {
     let bar = ui.bytes(prepared.plan.bytes());
-    Ok(lower::build(&prepared.model, &prepared.options, target, &bar)?)
+    Ok(lower::build(&prepared.model, &prepared.options, target, access, &bar)?)
 }
 
 /// What hosts need besides shards: made from the source's metadata once, so that a bundle answers without it.
@@ -128,30 +154,35 @@ fn host_files(source: &Gguf, tokenizer: &Tokenizer) -> Result<BTreeMap<String, V
     Ok(files)
 }
 
+/// A piece for machines.
+fn piece(number: usize, p: &Piece) -> serde_json::Value {
+    serde_json::json!({
+        "job": number, "path": p.path, "start": p.range.start, "end": p.range.end, "weight_bytes": p.weight_bytes,
+    })
+}
+
+/// The jobs of a build.
+fn jobs(prepared: &Prepared) -> Vec<serde_json::Value> {
+    prepared.plan.pieces.iter().enumerate().map(|(number, p)| piece(number, p)).collect()
+}
+
 fn show_plan(prepared: &Prepared, json: bool) -> Result<()> {
     let Prepared { model, options, plan } = prepared;
     if json {
-        let piece = |p: &lower::build::Piece| {
-            serde_json::json!({"path": p.path, "start": p.range.start, "end": p.range.end, "weight_bytes": p.weight_bytes})
-        };
         let value = serde_json::json!({
             "contract": model.contract,
             "contract_hash": model.contract.hash(),
             "tokens": options.tokens,
-            "pieces": plan.pieces.iter().map(piece).collect::<Vec<_>>(),
-            "embedding_bytes": plan.embedding_bytes,
+            "pieces": jobs(prepared),
             "bytes": plan.bytes(),
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(());
     }
-    let piece = |p: &lower::build::Piece| {
+    let row = |p: &Piece| {
         vec![p.path.clone(), format!("{}-{}", p.range.start, p.range.end), ui::bytes(p.weight_bytes).to_string()]
     };
-    let mut rows: Vec<Vec<String>> = plan.pieces.iter().map(piece).collect();
-    let embedding = ui::bytes(plan.embedding_bytes).to_string();
-    rows.push(vec![layout::EMBEDDING.into(), format!("0-{}", model.contract.vocab), embedding]);
-    ui::table(&["file", "layers or rows", "weights"], &rows);
+    ui::table(&["file", "layers or rows", "weights"], &plan.pieces.iter().map(row).collect::<Vec<_>>());
     println!("\n{} in all, {} weights, context {}", ui::bytes(plan.bytes()), model.contract.weights, model.contract.context);
     Ok(())
 }

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anemone_chat::generate::generate;
 use anemone_gate::{Subject, Verdict, smoke};
+use anemone_lower::Access;
 use anyhow::{Context, Result};
 use clap::Parser;
 
@@ -60,7 +61,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         tokens: None,
     };
     let bundle = folder.join("miniature.anemone");
-    build::build(&build::prepare(&model, source.clone(), &cut)?, &bundle, ui)?;
+    build::build(&build::prepare(&model, source.clone(), &cut)?, &bundle, Access::Alone, ui)?;
     inspect::shards(&bundle)?;
     println!("\nbuilt in {:.2} s", start.elapsed().as_secs_f64());
 
