@@ -8,28 +8,35 @@
 //! name themselves, so the same messages give the same text on every day.
 
 mod date;
+mod guard;
 mod json;
+mod meter;
+mod python;
+mod shape;
 
-use std::sync::Arc;
+use std::borrow::Cow;
 
-use minijinja::value::{Kwargs, Value};
+use minijinja::machinery::{Vm, WhitespaceConfig, make_string_output};
+use minijinja::value::{Kwargs, Value, merge_maps};
 use minijinja::{AutoEscape, Environment, ErrorKind};
-use minijinja_contrib::pycompat::unknown_method_callback;
 use serde::Serialize;
 
 use crate::Error;
+use meter::Meter;
 
 /// Longest template source, in bytes. The longest published ones have some 20 000.
-const MAX_SOURCE: usize = 256 << 10;
+const MAX_SOURCE: usize = 128 << 10;
 /// Most instructions of one rendering. A published template takes some hundred a message.
 const MAX_STEPS: u64 = 2_000_000;
-/// Longest rendered text, in bytes: far more than the longest context holds.
-const MAX_OUTPUT: usize = 16 << 20;
+/// Four times the macros that may call each other at once.
+const MAX_RECURSION: usize = 200;
+/// As transformers has it.
+const WHITESPACE: WhitespaceConfig =
+    WhitespaceConfig { keep_trailing_newline: false, lstrip_blocks: true, trim_blocks: true };
 
-/// A compiled chat template.
+/// A chat template that compiles.
 #[derive(Clone, Debug)]
 pub struct ChatTemplate {
-    environment: Arc<Environment<'static>>,
     source: String,
 }
 
@@ -38,8 +45,7 @@ pub struct ChatTemplate {
 pub struct Context<'a> {
     /// The conversation: maps with `role`, `content` and what else the template knows.
     pub messages: &'a serde_json::Value,
-    /// Tools the model may call, in the template's own form.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Tools the model may call, in the template's own form. As in transformers, a template sees `none` where there are none.
     pub tools: Option<&'a serde_json::Value>,
     /// Whether the text ends where the assistant's answer begins.
     pub add_generation_prompt: bool,
@@ -61,19 +67,8 @@ impl ChatTemplate {
         if source.len() > MAX_SOURCE {
             return Err(Error::Template(format!("{} bytes long; at most {MAX_SOURCE} are read", source.len())));
         }
-        let mut environment = Environment::new();
-        environment.set_trim_blocks(true);
-        environment.set_lstrip_blocks(true);
-        environment.set_auto_escape_callback(|_| AutoEscape::None);
-        environment.set_unknown_method_callback(unknown_method_callback);
-        environment.set_fuel(Some(MAX_STEPS));
-        environment.set_recursion_limit(100);
-        environment.add_filter("tojson", json::dumps);
-        environment.add_function("raise_exception", raise_exception);
-        environment
-            .add_template_owned("chat_template", source.to_owned())
-            .map_err(|e| Error::Template(describe(&e)))?;
-        Ok(Self { environment: Arc::new(environment), source: source.to_owned() })
+        guard::compile(&without_generation(source))?;
+        Ok(Self { source: source.to_owned() })
     }
 
     /// The template's text.
@@ -86,20 +81,58 @@ impl ChatTemplate {
     /// # Errors
     /// [`Error::Conversation`] when the template refuses it, [`Error::Template`] when the template itself fails or exceeds its bounds.
     pub fn render(&self, context: &Context<'_>, clock: Option<i64>) -> Result<String, Error> {
-        let template = self.environment.get_template("chat_template").map_err(|e| Error::Template(describe(&e)))?;
-        let mut values = vec![Value::from_serialize(context)];
+        let source = without_generation(&self.source);
+        let template = guard::compile(&source)?;
+        let mut environment = Environment::new();
+        environment.set_fuel(Some(MAX_STEPS));
+        environment.set_recursion_limit(MAX_RECURSION);
+        environment.set_debug(false);
+        environment.add_function("raise_exception", raise_exception);
+        meter::install(&mut environment, &Meter::new());
+        // transformers names documents too, and has none unless they are given.
+        let mut values = vec![Value::from_serialize(context), Value::from_iter([("documents", Value::from(()))])];
         if let Some(seconds) = clock {
             let strftime = Value::from_function(move |format: &str| date::strftime(format, seconds));
             values.push(Value::from_iter([("strftime_now", strftime)]));
         }
-        let mut output = Bounded { text: Vec::new(), left: MAX_OUTPUT };
-        let rendered = template.render_captured_to(minijinja::value::merge_maps(values), &mut output).map(drop);
+        let mut text = String::new();
+        let rendered = Vm::new(&environment)
+            .eval(
+                &template.instructions,
+                merge_maps(values),
+                &template.blocks,
+                &mut make_string_output(&mut text),
+                AutoEscape::None,
+            )
+            .map(drop);
         match rendered {
-            Ok(()) => String::from_utf8(output.text).map_err(|e| Error::Template(e.to_string())),
-            Err(_) if output.left == 0 => Err(Error::Template(format!("renders more than {MAX_OUTPUT} bytes"))),
+            Ok(()) => Ok(text),
             Err(error) => Err(refusal(&error).unwrap_or_else(|| Error::Template(describe(&error)))),
         }
     }
+}
+
+/// The template with the tag `generation` as a plain block: it marks what the assistant said, for training, and renders what is in it.
+fn without_generation(source: &str) -> Cow<'_, str> {
+    if !source.contains("generation") {
+        return source.into();
+    }
+    let mut text = String::with_capacity(source.len());
+    let mut rest = source;
+    while let Some((before, tag, after)) = rest.split_once("{%").and_then(|(before, tag)| {
+        let (tag, after) = tag.split_once("%}")?;
+        Some((before, tag, after))
+    }) {
+        let renamed = match tag.trim_matches(|c: char| c.is_whitespace() || c == '-' || c == '+') {
+            "generation" => tag.replace("generation", "with"),
+            "endgeneration" => tag.replace("endgeneration", "endwith"),
+            _ => tag.to_owned(),
+        };
+        text.extend([before, "{%", &renamed, "%}"]);
+        rest = after;
+    }
+    text.push_str(rest);
+    text.into()
 }
 
 /// Marks an error that the template raised itself.
@@ -127,33 +160,11 @@ fn refusal(error: &minijinja::Error) -> Option<Error> {
 /// One line of what went wrong, with the template's line.
 fn describe(error: &minijinja::Error) -> String {
     let what = match error.kind() {
-        ErrorKind::OutOfFuel => format!("takes more than {MAX_STEPS} steps"),
+        ErrorKind::OutOfFuel if error.detail().is_none() => format!("takes more than {MAX_STEPS} steps"),
         kind => error.detail().map_or_else(|| kind.to_string(), str::to_owned),
     };
     match error.line() {
         Some(line) => format!("line {line}: {what}"),
         None => what,
-    }
-}
-
-/// Takes so many bytes and no more.
-struct Bounded {
-    text: Vec<u8>,
-    left: usize,
-}
-
-impl std::io::Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        if bytes.len() > self.left {
-            self.left = 0;
-            return Err(std::io::ErrorKind::StorageFull.into());
-        }
-        self.left -= bytes.len();
-        self.text.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
     }
 }

@@ -38,10 +38,11 @@ pub(super) fn merge<R: Rules>(rules: &R, word: &[u8], symbols: &mut Vec<Symbol>)
     // for two live candidates.
     let mut heap = BinaryHeap::new();
     let propose = |heap: &mut BinaryHeap<_>, symbols: &[Symbol], left: usize, right: usize| {
-        if left != NONE && right != NONE {
-            if let Some((priority, id)) = rules.join(word, symbols[left], symbols[right]) {
-                heap.push(Reverse((priority, left, right, symbols[right].end - symbols[left].start, id)));
-            }
+        if left != NONE
+            && right != NONE
+            && let Some((priority, id)) = rules.join(word, symbols[left], symbols[right])
+        {
+            heap.push(Reverse((priority, left, right, symbols[right].end - symbols[left].start, id)));
         }
     };
     for right in 1..count {
