@@ -243,6 +243,29 @@ fn memory_beyond_the_limit_is_refused_at_load_or_when_asked_for() {
 }
 
 #[test]
+fn functions_that_share_a_weight_decompress_it_once() {
+    let data = Literal::from_bytes(TensorType::new(Dtype::I8, &[64, 64, 1, 1]), vec![3u8; 64 * 64]);
+    let projection = |name: &str, tokens: usize| {
+        function(name, |b| {
+            let x = b.input("x", f16(&[1, 64, tokens, 1])).unwrap();
+            // Each function spells its own scales out, as packages do; these lie across the rows.
+            let scale = Literal::f16s(&[1, 2, 1, 1], &[0.25, 0.75]);
+            let params = [("data", data.clone().into()), ("scale", scale.into())];
+            let weight = b.op("constexpr_blockwise_shift_scale", "weight", &params).unwrap();
+            let y = b.op("conv", "y", &[("x", x.into()), ("weight", weight.into())]).unwrap();
+            vec![("y", y)]
+        })
+    };
+    let program = program(vec![projection("one", 1), projection("two", 2)]);
+    // Decompressing takes 12 bytes an element for a while and 2 for good: enough for one, too little for two.
+    let options = Options { threads: 1, memory_limit: 64 * 64 * 13, headroom: false };
+    let model = Portable::new(Numerics::Exact, options).prepare(&program).unwrap_or_else(|e| panic!("{e}"));
+    let mut state = model.new_state().unwrap();
+    let y = model.run(1, &[&floats(&[1, 64, 2, 1], &[1.0; 128])], &mut state).unwrap();
+    assert_eq!(y[0].to_f32(), [96.0; 128]);
+}
+
+#[test]
 fn a_state_too_large_is_refused_before_it_is_made() {
     let huge = function("main", |b| {
         let s = b.state("s", f16(&[1 << 20, 1 << 20])).unwrap();

@@ -1,22 +1,22 @@
 //! What is known before a program runs: `const` ops, inline literals, and weights once decompressed.
 //!
 //! A constant is converted at its first use and then shared: by every op that uses it, and by every function of the package that
-//! refers to the same bytes. Kernels that read weights a row at a time take fp16 constants as they are stored; for the
-//! others they are widened.
+//! refers to the same bytes. Kernels that read weights a row at a time take fp16, and int8 with a scale for each row, as they
+//! are stored; whatever else is decompressed once, to its own type.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use anemone_mil::decode::{self, Dense};
-use anemone_mil::ir::{Arg, Dtype, Literal, Payload};
+use anemone_mil::ir::{Arg, Dtype, Literal, Payload, TensorType};
 use anemone_mil::ops::{self, Call};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::Fault;
-use super::value::{Elements, Halves, Value, elements};
+use super::value::{Elements, Stored, Value, elements};
 
-/// Smaller fp16 constants are widened even for kernels that would take them as stored.
+/// Smaller weights are widened even for kernels that would take them as stored.
 const WORTH_KEEPING: usize = 1 << 12;
 
 /// A constant and its converted form.
@@ -24,14 +24,24 @@ const WORTH_KEEPING: usize = 1 << 12;
 pub struct Constant(Arc<Inner>);
 
 struct Inner {
-    literal: Literal,
+    source: Source,
     dense: OnceLock<Value>,
+}
+
+enum Source {
+    Literal(Literal),
+    /// A weight of that type that never needs to be decompressed as a whole.
+    Stored(TensorType, Stored),
 }
 
 impl Constant {
     /// A constant of a literal; its elements are not looked at yet.
     pub fn new(literal: Literal) -> Self {
-        Self(Arc::new(Inner { literal, dense: OnceLock::new() }))
+        Self::of(Source::Literal(literal))
+    }
+
+    fn of(source: Source) -> Self {
+        Self(Arc::new(Inner { source, dense: OnceLock::new() }))
     }
 
     /// The value in working form.
@@ -39,44 +49,55 @@ impl Constant {
         if let Some(value) = self.0.dense.get() {
             return Ok(value.clone());
         }
-        let value = widened(&self.0.literal)?;
+        let value = match &self.0.source {
+            Source::Literal(literal) => widened(literal)?,
+            Source::Stored(ty, stored) => {
+                let mut v = vec![0.0f32; stored.len()];
+                stored.widen(0, &mut v);
+                Value::floats(ty.dtype, &shape_of(ty)?, v)
+            }
+        };
         Ok(self.0.dense.get_or_init(|| value).clone())
     }
 
-    /// The value as it is stored, if it is fp16 and large, otherwise in working form.
+    /// The value as it is stored, if it is a large weight, otherwise in working form.
     pub fn stored(&self) -> Result<Value, Fault> {
-        let literal = &self.0.literal;
-        match literal.tensor_type() {
-            Some(ty) if ty.dtype == Dtype::F16 && self.0.dense.get().is_none() => {
-                let shape = shape_of(literal)?;
-                let n = elements(&shape)?;
-                if n < WORTH_KEEPING || literal.bytes().map(<[u8]>::len) != Some(n * 2) {
-                    return self.dense();
-                }
-                Ok(Value { dtype: Dtype::F16, shape, data: Elements::Halves(Halves::new(literal.clone())) })
-            }
-            _ => self.dense(),
+        if self.0.dense.get().is_some() {
+            return self.dense();
         }
+        let (ty, stored) = match &self.0.source {
+            Source::Stored(ty, stored) => (ty, stored.clone()),
+            Source::Literal(literal) => match literal.tensor_type() {
+                Some(ty) if ty.dtype == Dtype::F16 => (ty, Stored::Halves(literal.clone())),
+                _ => return self.dense(),
+            },
+        };
+        let shape = shape_of(ty)?;
+        let n = elements(&shape)?;
+        if n < WORTH_KEEPING || stored.len() != n {
+            return self.dense();
+        }
+        Ok(Value { dtype: ty.dtype, shape, data: Elements::Stored(stored) })
     }
 
     /// The string, if it is one.
     pub fn text(&self) -> Option<&str> {
-        self.0.literal.to_str()
+        match &self.0.source {
+            Source::Literal(literal) => literal.to_str(),
+            Source::Stored(..) => None,
+        }
     }
 }
 
-fn shape_of(literal: &Literal) -> Result<Vec<usize>, Fault> {
-    literal
-        .tensor_type()
-        .and_then(|t| t.fixed_shape())
-        .ok_or_else(|| Fault::new(format!("a constant of type {} is not supported", literal.ty)))
+fn shape_of(ty: &TensorType) -> Result<Vec<usize>, Fault> {
+    ty.fixed_shape().ok_or_else(|| Fault::new(format!("a constant of type {ty} is not supported")))
 }
 
 fn widened(literal: &Literal) -> Result<Value, Fault> {
-    let shape = shape_of(literal)?;
-    let n = elements(&shape)?;
     let unsupported = || Fault::new(format!("a constant of type {} is not supported", literal.ty));
-    let dtype = literal.tensor_type().map(|t| t.dtype).ok_or_else(unsupported)?;
+    let ty = literal.tensor_type().ok_or_else(unsupported)?;
+    let (dtype, shape) = (ty.dtype, shape_of(ty)?);
+    let n = elements(&shape)?;
     let value = match dtype {
         Dtype::F16 | Dtype::F32 => Value::floats(dtype, &shape, literal.to_floats().ok_or_else(unsupported)?),
         Dtype::Bool => {
@@ -128,7 +149,10 @@ impl Shared {
         }
         let made = match call.op().attributes.get("val") {
             Some(literal) => vec![Constant::new(literal.clone())],
-            None => self.decompressed(call, limit)?,
+            None => match scaled_bytes(call) {
+                Some((ty, stored)) => vec![Constant::of(Source::Stored(ty, stored))],
+                None => self.decompressed(call, limit)?,
+            },
         };
         if known {
             self.made.insert(recipe, made.clone());
@@ -144,9 +168,28 @@ impl Shared {
         }
         let results = decode::results(call).map_err(|e| Fault::new(e.to_string()))?;
         let constants: Vec<Constant> = results.into_iter().map(packed).collect::<Result<_, _>>()?;
-        self.bytes += constants.iter().map(|c| c.0.literal.bytes().map_or(0, <[u8]>::len)).sum::<usize>();
+        self.bytes += call.outputs().filter_map(TensorType::bytes).sum::<usize>();
         Ok(constants)
     }
+}
+
+/// The form in which nearly all quantised models keep their projections: int8, symmetric, one fp16 scale for the tensor or for
+/// each slice of its first dimension.
+fn scaled_bytes(call: &Call<'_>) -> Option<(TensorType, Stored)> {
+    if call.spec().name != "constexpr_blockwise_shift_scale" || call.has("offset") {
+        return None;
+    }
+    let (data, scale) = (call.literal("data")?, call.literal("scale")?);
+    let (ty, scale_ty) = (data.tensor_type()?, scale.tensor_type()?);
+    let per_slice = scale_ty.shape.iter().skip(1).all(|d| d.fixed() == Some(1));
+    if ty.dtype != Dtype::I8 || scale_ty.dtype != Dtype::F16 || !per_slice {
+        return None;
+    }
+    let scales: Arc<[f32]> = scale.to_floats()?.into();
+    let n = data.bytes().map(<[u8]>::len).filter(|&n| n > 0 && Some(n) == ty.elements())?;
+    let even = !scales.is_empty() && n.is_multiple_of(scales.len());
+    let result = TensorType { dtype: Dtype::F16, shape: ty.shape.clone() };
+    even.then(|| (result, Stored::Bytes { data: data.clone(), scales }))
 }
 
 /// A decompressed weight as a literal of its own type: fp16 stays two bytes an element.
@@ -204,4 +247,51 @@ fn add_to_recipe(call: &Call<'_>, recipe: &mut Recipe, depth: usize) -> Option<(
         }
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use anemone_mil::{FunctionBuilder, validate};
+
+    use super::*;
+
+    /// The weights of a small program: as stored, and as the decoder has them.
+    fn both(scales: &[f32], shape: &[usize]) -> (Value, Vec<f32>) {
+        let n: usize = shape.iter().product();
+        let mut scale_shape = vec![1; shape.len()];
+        scale_shape[0] = scales.len();
+        let data =
+            Literal::from_bytes(TensorType::new(Dtype::I8, shape), (0..n).map(|i| (i * 89) as u8).collect::<Vec<_>>());
+        let mut b = FunctionBuilder::new("main", "CoreML8").unwrap();
+        let params = [("data", data.into()), ("scale", Literal::f16s(&scale_shape, scales).into())];
+        let weight = b.op("constexpr_blockwise_shift_scale", "weight", &params).unwrap();
+        let x = b.input("x", TensorType::new(Dtype::F16, &[1])).unwrap();
+        let y = b.op("add", "y", &[("x", x.into()), ("y", weight.into())]).unwrap();
+        let program = anemone_mil::program(vec![b.finish(&[("y", y)]).unwrap()], BTreeMap::new());
+        let program = validate(program).unwrap_or_else(|report| panic!("{report}"));
+        let call = program.call(0, 0);
+        let constants = Shared::default().of(&call, 0).unwrap();
+        (constants[0].stored().unwrap(), decode::results(&call).unwrap()[0].values.clone())
+    }
+
+    #[test]
+    fn int8_weights_stay_as_they_are_and_mean_what_the_decoder_says() {
+        for scales in [&[0.013][..], &[1.0, 6e-8, 3e-5, 511.0], &[0.0, 65504.0, -0.7, 1e-7]] {
+            let shape = [16, 24, 16, 1];
+            let (value, expected) = both(scales, &shape);
+            let Elements::Stored(stored) = &value.data else { panic!("decompressed") };
+            // In pieces that begin and end anywhere, across scales.
+            let mut found = vec![0.0; expected.len()];
+            let mut at = 0;
+            for (i, piece) in found.chunks_mut(1001).enumerate() {
+                assert_eq!(at, i * 1001);
+                stored.widen(at, piece);
+                at += piece.len();
+            }
+            assert_eq!(
+                found.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
+                expected.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+            );
+        }
+    }
 }

@@ -83,7 +83,7 @@ impl<'a> Context<'a> {
         match value.data {
             Elements::Floats(b) => b.into_vec().map_or((), |v| self.give(v)),
             Elements::Ints(b) => b.into_vec().map_or((), |v| self.give(v)),
-            Elements::Halves(_) => {}
+            Elements::Stored(_) => {}
         }
     }
 }

@@ -9,7 +9,7 @@
 //! or reorders, so the loop is compiled a second time for wider vectors and gives the same bits.
 
 use super::Fault;
-use super::value::{Elements, Halves, Value};
+use super::value::{Elements, Stored, Value};
 
 const LANES: usize = 32;
 
@@ -82,12 +82,24 @@ fn round_to_f16_here(v: &mut [f32]) {
     v.iter_mut().for_each(|v| *v = rounded(*v));
 }
 
+#[inline(always)]
+fn scale_here(bytes: &[u8], scale: f32, out: &mut [f32]) {
+    for (o, &b) in out.iter_mut().zip(bytes) {
+        *o = rounded(scale * f32::from(b as i8));
+    }
+}
+
 /// The same loops for 256-bit vectors.
 #[cfg(target_arch = "x86_64")]
 mod avx2 {
     #[target_feature(enable = "avx2")]
     pub fn widen(bytes: &[u8], out: &mut [f32]) {
         super::widen_here(bytes, out);
+    }
+
+    #[target_feature(enable = "avx2")]
+    pub fn scale(bytes: &[u8], scale: f32, out: &mut [f32]) {
+        super::scale_here(bytes, scale, out);
     }
 
     #[target_feature(enable = "avx2")]
@@ -139,6 +151,16 @@ pub fn widen(bytes: &[u8], out: &mut [f32]) {
     widen_here(bytes, out);
 }
 
+/// Dequantises int8: the nearest fp16 to `scale * q`. The product of an fp16 scale and eight bits is exact in f32.
+pub fn scale(bytes: &[u8], scale: f32, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if is_x86_feature_detected!("avx2") {
+        // SAFETY: the CPU has the feature that the function asks for.
+        return unsafe { avx2::scale(bytes, scale, out) };
+    }
+    scale_here(bytes, scale, out);
+}
+
 /// Rounds every element to the nearest fp16, ties to even; beyond 65504 to infinity.
 pub fn round_to_f16(v: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
@@ -154,15 +176,15 @@ pub fn round_to_f16(v: &mut [f32]) {
 pub enum Rows<'a> {
     /// Dense f32.
     Floats(&'a [f32]),
-    /// fp16, widened on the way.
-    Halves(&'a Halves),
+    /// A weight in its stored form, widened on the way.
+    Stored(&'a Stored),
 }
 
 impl<'a> Rows<'a> {
     /// The elements of a float value as rows.
     pub fn of(value: &'a Value) -> Result<Self, Fault> {
         match &value.data {
-            Elements::Halves(h) => Ok(Rows::Halves(h)),
+            Elements::Stored(w) => Ok(Rows::Stored(w)),
             _ => Ok(Rows::Floats(value.f32s()?)),
         }
     }
@@ -174,9 +196,9 @@ impl<'a> Rows<'a> {
     {
         match self {
             Rows::Floats(v) => &v[start..start + len],
-            Rows::Halves(h) => {
+            Rows::Stored(w) => {
                 scratch.resize(len, 0.0);
-                h.widen(start, scratch);
+                w.widen(start, scratch);
                 scratch
             }
         }

@@ -1,8 +1,8 @@
 //! Values while a program runs: a type, a shape, and elements that are shared until somebody needs to change them.
 //!
 //! Elements live in one of three forms. Floats of any declared width are `f32`; integers of any width, and bools, are
-//! `i32`; a constant that only weight-aware kernels read keeps its fp16 bytes ([`Halves`]) and is widened row by row inside
-//! them, which halves the memory a model takes and the bytes a token streams. The declared type travels beside the
+//! `i32`; a weight that only weight-aware kernels read stays as its package stores it ([`Stored`]) and is widened row by row
+//! inside them: nothing is copied at load, and a token streams the bytes of the file. The declared type travels beside the
 //! elements, so that rounding and wrapping happen in one place, after each op.
 //!
 //! A [`Buf`] is a window on a shared vector. Reshapes, reads of a state and slices of leading dimensions are new windows;
@@ -67,20 +67,48 @@ impl<T> Deref for Buf<T> {
     }
 }
 
-/// The fp16 bytes of a constant, as its package or its decoder left them.
+/// A weight as its package stores it: kernels widen what they read, when they read it.
 #[derive(Clone, Debug)]
-pub struct Halves(Literal);
+pub enum Stored {
+    /// fp16 bytes.
+    Halves(Literal),
+    /// int8, and scales that each hold for as many elements on end.
+    Bytes {
+        /// The int8 data.
+        data: Literal,
+        /// The scales, fp16 widened.
+        scales: Arc<[f32]>,
+    },
+}
 
-impl Halves {
-    /// Wraps a literal whose bytes are fp16 and in memory.
-    pub fn new(literal: Literal) -> Self {
-        Self(literal)
+impl Stored {
+    /// How many elements there are.
+    pub fn len(&self) -> usize {
+        match self {
+            Stored::Halves(literal) => literal.bytes().map_or(0, |b| b.len() / 2),
+            Stored::Bytes { data, .. } => data.bytes().map_or(0, <[u8]>::len),
+        }
     }
 
     /// Widens the elements from `start` on into `out`.
     pub fn widen(&self, start: usize, out: &mut [f32]) {
-        let bytes = self.0.bytes().unwrap_or_default();
-        loops::widen(&bytes[start * 2..(start + out.len()) * 2], out);
+        match self {
+            Stored::Halves(literal) => {
+                let bytes = literal.bytes().unwrap_or_default();
+                loops::widen(&bytes[start * 2..(start + out.len()) * 2], out);
+            }
+            Stored::Bytes { data, scales } => {
+                let bytes = data.bytes().unwrap_or_default();
+                let each = bytes.len() / scales.len();
+                let (mut at, mut rest) = (start, out);
+                while !rest.is_empty() {
+                    let n = rest.len().min(each - at % each);
+                    let (now, later) = rest.split_at_mut(n);
+                    loops::scale(&bytes[at..at + n], scales[at / each], now);
+                    (at, rest) = (at + n, later);
+                }
+            }
+        }
     }
 }
 
@@ -91,8 +119,8 @@ pub enum Elements {
     Floats(Buf<f32>),
     /// Integers of any declared width, and bools as 0 and 1.
     Ints(Buf<i32>),
-    /// A constant in its stored fp16 form.
-    Halves(Halves),
+    /// A weight in its stored form.
+    Stored(Stored),
 }
 
 /// A tensor in flight.
@@ -133,7 +161,7 @@ impl Value {
         match &self.data {
             Elements::Floats(b) => b.len() == self.len(),
             Elements::Ints(b) => b.len() == self.len(),
-            Elements::Halves(_) => true,
+            Elements::Stored(w) => w.len() == self.len(),
         }
     }
 

@@ -58,7 +58,7 @@ impl Window {
             let data = match &x.data {
                 Elements::Floats(b) => Elements::Floats(b.window(range)),
                 Elements::Ints(b) => Elements::Ints(b.window(range)),
-                Elements::Halves(_) => return Err(Fault::new("a stored weight cannot be sliced")),
+                Elements::Stored(_) => return Err(Fault::new("a stored weight cannot be sliced")),
             };
             return Ok(Value { dtype: x.dtype, shape: self.count.clone(), data });
         }
