@@ -184,10 +184,11 @@ fn open(keys: &BTreeMap<&'static str, Value>) -> Result<Tokenizer, Error> {
 #[test]
 fn broken_vocabularies_are_refused_by_field() {
     assert_eq!(open(&small()).unwrap().encode("ab<|end|>c", Special::Parse), [256, 257, u32::from(b'c')]);
-    let cases: [(&str, Option<Value>, &[&str]); 14] = [
+    let cases: [(&str, Option<Value>, &[&str]); 15] = [
         ("model", Some("bert".into()), &["`bert`", "gpt2, llama, gemma4"]),
         ("model", None, &["tokenizer.ggml.model"]),
         ("pre", Some("gpt-5".into()), &["`gpt-5`", "smollm", "qwen2"]),
+        ("pre", None, &["tokenizer.ggml.pre"]),
         ("tokens", None, &["tokenizer.ggml.tokens"]),
         ("tokens", Some(Array::String(Vec::new()).into()), &["types for 0 tokens"]),
         ("tokens", Some(vec!["a".to_owned(); 258].into()), &["0 and 1", "\"a\""]),

@@ -56,7 +56,7 @@ const BAILING: &str =
 /// Seed-Coder's: signs do not swallow line ends.
 const SEED_CODER: &str =
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1}| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+";
-/// What files mean that name no pre-tokenizer.
+/// What files mean whose converter knew no name for it.
 const FALLBACK: &[&str] = &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", r"[0-9][0-9][0-9]"];
 
 const TABLE: &[PreTokenizer] = &[
