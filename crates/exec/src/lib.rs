@@ -4,6 +4,7 @@ pub mod runtime;
 pub mod tensor;
 
 pub use anemone_mil::ir::Dtype;
+pub use portable::headroom::Headroom;
 pub use portable::{Numerics, Options, Portable, PortableModel};
 pub use runtime::{Error, Model, Port, Runtime, Signature, State};
 pub use tensor::{Data, Tensor};

@@ -11,7 +11,7 @@ use crate::portable::Fault;
 use crate::portable::kernel::{Kernel, Prepare, Site};
 use crate::portable::loops::{Rows, row_by_rows};
 use crate::portable::threads;
-use crate::portable::value::elements;
+use crate::portable::value::{Value, elements};
 
 /// The kernel of a convolution.
 pub fn lookup(kind: &str) -> Option<Prepare> {
@@ -205,6 +205,6 @@ fn conv(site: &mut Site<'_>) -> Result<Kernel, Fault> {
                 }
             }
         }
-        Ok(vec![crate::portable::value::Value::floats(x.dtype, &shape, out)])
+        Ok(vec![Value::floats(x.dtype, &shape, out)])
     })
 }

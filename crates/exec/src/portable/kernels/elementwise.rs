@@ -8,7 +8,7 @@ use crate::portable::Fault;
 use crate::portable::context::{Context, Element};
 use crate::portable::kernel::{Kernel, Prepare, Site};
 use crate::portable::strided::{Walk, broadcast, copy, dense};
-use crate::portable::value::{Elements, Value, wrap};
+use crate::portable::value::{Elements, Value, axis_of, wrap};
 
 /// The kernel of an elementwise op.
 pub fn lookup(kind: &str) -> Option<Prepare> {
@@ -433,7 +433,7 @@ fn along(parameter: &Value, axis: Option<i32>, shape: &[usize]) -> Result<Vec<is
         return Ok(steps);
     }
     let axis = axis.ok_or_else(|| Fault::new("a vector of scales needs `axis`"))?;
-    let axis = crate::portable::value::axis_of(axis, shape.len())?;
+    let axis = axis_of(axis, shape.len())?;
     if parameter.shape != [shape[axis]] {
         return Err(Fault::new(format!("a scale of shape {:?} for {} channels", parameter.shape, shape[axis])));
     }
