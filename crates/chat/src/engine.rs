@@ -54,6 +54,9 @@ pub enum Error {
     },
 }
 
+/// Told the name of a shard's input or value, and the value.
+pub type Watch<'a> = dyn FnMut(&str, &Tensor) + 'a;
+
 /// One loaded package with its functions found.
 struct Shard {
     model: Box<dyn Model>,
@@ -62,11 +65,25 @@ struct Shard {
 }
 
 impl Shard {
-    /// The shard's one output.
-    fn call(&self, function: usize, x: &Tensor, host: &HostInputs, state: &mut State) -> Result<Tensor, exec::Error> {
+    /// The shard's one output; `watch`, where there is one, is told what is given and each value computed.
+    fn call(
+        &self,
+        function: usize,
+        x: &Tensor,
+        host: &HostInputs,
+        state: &mut State,
+        watch: Option<&mut Watch<'_>>,
+    ) -> Result<Tensor, exec::Error> {
         let function = &self.functions[function];
         let inputs: Vec<_> = function.inputs.iter().map(|name| host.get(name).unwrap_or(x)).collect();
-        Ok(self.model.run(function.index, &inputs, state)?.swap_remove(0))
+        let mut outputs = match watch {
+            Some(watch) => {
+                function.inputs.iter().zip(&inputs).for_each(|(name, value)| watch(name, value));
+                self.model.run_watched(function.index, &inputs, state, watch)?
+            }
+            None => self.model.run(function.index, &inputs, state)?,
+        };
+        Ok(outputs.swap_remove(0))
     }
 }
 
@@ -132,13 +149,23 @@ impl Engine {
         self.float
     }
 
+    /// Rows of the bundle's embedding table as the first shard gets them: `[ids, width]`.
+    pub fn embed(&self, ids: &[u32]) -> Result<Vec<f32>, Error> {
+        let c = self.contract();
+        match ids.iter().find(|&&id| id as usize >= c.vocab) {
+            Some(&id) => Err(Error::Token { id, vocab: c.vocab }),
+            None => Ok(host::embed(c, &self.embedding, ids)),
+        }
+    }
+
     /// A fresh state of layer shard `shard` alone.
     pub fn shard_state(&self, shard: usize) -> Result<State, Error> {
         Ok(self.layers[shard].model.new_state()?)
     }
 
     /// One call of layer shard `shard` alone: hidden rows `[n, width]` at `position..` through the function of
-    /// `self.manifest().tokens[function]` tokens, of which n at most. What a gate judges.
+    /// `self.manifest().tokens[function]` tokens, of which n at most. What a gate judges; `watch`, where there is one, is
+    /// told the inputs and what the runtime can tell of the values between.
     pub fn run_shard(
         &self,
         shard: usize,
@@ -146,12 +173,13 @@ impl Engine {
         rows: &[f32],
         position: usize,
         state: &mut State,
+        watch: Option<&mut Watch<'_>>,
     ) -> Result<Vec<f32>, Error> {
         let (c, tokens) = (self.contract(), self.manifest.tokens[function]);
         let n = rows.len() / c.width;
         let host = HostInputs::new(c, position, n, tokens, self.float);
         let x = host::to_columns(rows, c.width, tokens, self.float);
-        Ok(host::to_rows(&self.layers[shard].call(function, &x, &host, state)?, n))
+        Ok(host::to_rows(&self.layers[shard].call(function, &x, &host, state, watch)?, n))
     }
 
     /// Logits of `rows[n, width]` of the last hidden state: `[n, vocab]`.
@@ -249,7 +277,7 @@ impl Session<'_> {
         let host = HostInputs::new(c, self.position, block.len(), tokens, engine.float);
         let mut x = host::to_columns(&host::embed(c, &engine.embedding, block), c.width, tokens, engine.float);
         for (shard, state) in engine.layers.iter().zip(&mut self.states) {
-            x = shard.call(function, &x, &host, state)?;
+            x = shard.call(function, &x, &host, state, None)?;
         }
         self.position += block.len();
         Ok(host::to_rows(&x, block.len()))

@@ -7,7 +7,7 @@ use anemone_bundle::contract::{Contract, Pairing, WeightMode};
 use anemone_bundle::layout::metadata;
 use anemone_mil::ir::{Dtype, Feature, Program};
 use anemone_mil::package;
-use anemone_reference as reference;
+use anemone_reference::{self as reference, Part, Weight};
 
 use crate::subject::Subject;
 use crate::verdict::{Finding, Verdict};
@@ -47,7 +47,7 @@ fn source(subject: &Subject) -> Vec<String> {
         Err(e) => return vec![format!("the source cannot be read as a model: {e}")],
     };
     let (h, rope) = (model.hyperparameters(), model.rope());
-    let mut faults = Vec::new();
+    let mut faults = Vec::from_iter(another_file(subject));
     let mut hold = |field: &str, contract: String, source: String| {
         if contract != source {
             faults.push(format!("{field} is {contract} in the contract and {source} in the source"));
@@ -65,6 +65,25 @@ fn source(subject: &Subject) -> Vec<String> {
     hold("kv_heads", c.kv_heads.to_string(), h.kv_heads.to_string());
     hold("head_dim", c.head_dim.to_string(), h.head_dim.to_string());
     hold("vocab", c.vocab.to_string(), model.vocabulary().to_string());
+    let has = |weight: &dyn Fn(Part) -> bool| {
+        model.weights().any(|(w, ..)| matches!(w, Weight::Layer(_, part) if weight(part))).to_string()
+    };
+    let biases = &c.biases;
+    let qkv = |part| matches!(part, Part::QueryBias | Part::KeyBias | Part::ValueBias);
+    hold("biases.qkv", biases.qkv.to_string(), has(&qkv));
+    hold("biases.attention_output", biases.attention_output.to_string(), has(&|part| part == Part::OutputBias));
+    hold("biases.gate_up", biases.gate_up.to_string(), has(&|part| matches!(part, Part::GateBias | Part::UpBias)));
+    hold("biases.down", biases.down.to_string(), has(&|part| part == Part::DownBias));
+    hold("tied", c.tied.to_string(), subject.source.find("output.weight").is_none().to_string());
+    // No architecture that the reference knows scales its embedding.
+    hold("embedding_scale", c.embedding_scale.to_string(), 1f32.to_string());
+    match subject.source.metadata().u32("tokenizer.ggml.eos_token_id") {
+        Ok(eos) if c.tokens.stop.contains(&eos) => hold("tokens.eos", c.tokens.eos.to_string(), eos.to_string()),
+        Ok(eos) => {
+            hold("tokens.stop", format!("{:?}", c.tokens.stop), format!("a set with its end of sequence, {eos},"))
+        }
+        Err(e) => hold("tokens.eos", c.tokens.eos.to_string(), e.to_string()),
+    }
     hold("context_max", c.context_max.to_string(), h.context.to_string());
     hold("norm.eps", c.norm.eps.to_string(), h.eps.to_string());
     hold("rope.dim", c.rope.dim.to_string(), h.rope_dim.to_string());
@@ -79,6 +98,22 @@ fn source(subject: &Subject) -> Vec<String> {
     faults
 }
 
+/// Whether the file at hand is not the one that the manifest names.
+fn another_file(subject: &Subject) -> Option<String> {
+    let stated = &subject.manifest.source;
+    let bytes: u64 = subject.source.parts().map(|p| p.len() as u64).sum();
+    if bytes != stated.bytes {
+        return Some(format!("the source is {bytes} bytes, and the bundle was built from one of {}", stated.bytes));
+    }
+    let mut hasher = blake3::Hasher::new();
+    for part in subject.source.parts() {
+        hasher.update_rayon(part);
+    }
+    let hash = hasher.finalize().to_hex().to_string();
+    (hash != stated.blake3)
+        .then(|| format!("the source has BLAKE3 {hash}, and the bundle was built from {}", stated.blake3))
+}
+
 /// Equal but for the last bits of an f32: both sides compute in f64 from f32 keys, in different order.
 fn close(a: f64, b: f64) -> bool {
     (a - b).abs() <= 1e-6 * a.abs().max(b.abs())
@@ -89,7 +124,9 @@ fn shard(contract: &Contract, tokens: &[usize], program: &Program, role: &str) -
     let mut faults = Vec::new();
     let mut hold = |key: &str, expected: &str| match program.metadata.get(key) {
         None => faults.push(format!("has no metadata `{key}`")),
-        Some(found) if found != expected => faults.push(format!("metadata `{key}` is `{found}`, expected `{expected}`")),
+        Some(found) if found != expected => {
+            faults.push(format!("metadata `{key}` is `{found}`, expected `{expected}`"))
+        }
         Some(_) => {}
     };
     hold(metadata::CONTRACT_HASH, &contract.hash());
@@ -117,7 +154,10 @@ fn shard(contract: &Contract, tokens: &[usize], program: &Program, role: &str) -
             let found: Vec<_> = found.iter().map(|f: &Feature| (f.name.clone(), f.dtype, f.shape.clone())).collect();
             let mut missing = expected.iter().filter(|e| !found.contains(e));
             if let Some((port, _, shape)) = missing.next() {
-                faults.push(format!("function `{name}`: {kind} lack `{port}` fp16 {:?}", shape.as_deref().unwrap_or(&[])));
+                faults.push(format!(
+                    "function `{name}`: {kind} lack `{port}` fp16 {:?}",
+                    shape.as_deref().unwrap_or(&[])
+                ));
             } else if found.len() != expected.len() {
                 faults.push(format!("function `{name}`: {} {kind}, expected {}", found.len(), expected.len()));
             }
@@ -166,7 +206,10 @@ fn weight_mode(mode: WeightMode, program: &Program) -> Option<String> {
                 WeightMode::Int8 | WeightMode::Int8Channel => "constexpr_blockwise_shift_scale",
             };
             if found != expected {
-                return Some(format!("function `{}`: weight of `{}` comes from `{found}`, and {mode} means `{expected}`", function.name, op.name));
+                return Some(format!(
+                    "function `{}`: weight of `{}` comes from `{found}`, and {mode} means `{expected}`",
+                    function.name, op.name
+                ));
             }
         }
     }

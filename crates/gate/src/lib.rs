@@ -3,15 +3,25 @@
 //! A gate judges a [`Subject`] (a bundle and its source) and gives [`Finding`]s. It never shares a blind spot with what it
 //! judges: facts are read again by the reference's own reader, numbers come from the reference's own forward.
 
+pub mod bisect;
 pub mod compile;
 pub mod contract;
 pub mod evidence;
 pub mod figures;
+pub mod own;
+pub mod parity;
+pub mod prompts;
 pub mod range_golden;
+pub mod run;
 pub mod shard_weights;
 pub mod smoke;
+pub mod stack_golden;
+mod stages;
 pub mod subject;
+pub mod thresholds;
 pub mod verdict;
+pub mod weights;
 
+pub use run::Run;
 pub use subject::Subject;
 pub use verdict::{Finding, Verdict};

@@ -5,61 +5,36 @@
 //! bounds are tight: whatever is wrong with it shows, and no quantisation noise hides it. Against the reference on *the
 //! source's weights* the difference is what quantisation costs.
 //!
-//! The rows fill the cache to its last position. The first position, the middle of the context and the last are computed
-//! by `main` (T = 1), everything between by the widest function (T = N), so both meet a filled cache.
+//! The rows fill the cache to its last position, twice: once with every block through the widest function (T = N), once with
+//! the first position, the middle of the context and the last through `main` (T = 1) and everything between through the
+//! widest. So both functions are seen at all three places, and on a cache that the other one wrote. The cache is not new: its
+//! first rows held something else before, of which nothing may be left.
+//!
+//! Where a program is wrong, the first op whose value leaves tolerance is named ([`bisect`](crate::bisect)).
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use anemone_bundle::contract::WeightMode;
-use anemone_chat::Engine;
-use anemone_chat::engine;
-use anemone_mil::package;
-use anemone_reference::{self as reference, Form};
-use serde_json::json;
+use anemone_reference as reference;
+use serde_json::{Value, json};
 
+use crate::bisect;
 use crate::figures::{Bounds, Figures};
-use crate::shard_weights::ShardWeights;
+use crate::own::{self, Own};
+use crate::run::{Error, Run};
 use crate::subject::Subject;
+use crate::thresholds::Thresholds;
 use crate::verdict::{Finding, Verdict};
 
 /// The gate's name.
 pub const NAME: &str = "range-golden";
 
-/// What the gate keeps to: the program in the numerics it ran in, and what each weight mode may cost.
-#[derive(Clone, Copy, Debug)]
-pub struct Thresholds {
-    /// Against the reference on the shard's own weights.
-    pub tight: Bounds,
-    /// Against the reference on the source's weights.
-    pub cost: Bounds,
-}
-
-impl Thresholds {
-    /// Derived from measurement on the fixtures (`docs/gates.md` has the figures), never loosened to pass.
-    pub fn of(mode: WeightMode, exact: bool) -> Self {
-        let tight = match exact {
-            true => Bounds { cosine: 0.999_999, relative_rmse: 1.5e-3 },
-            false => Bounds { cosine: 0.999_9, relative_rmse: 1.5e-2 },
-        };
-        let cost = match mode {
-            WeightMode::Fp16 => tight,
-            WeightMode::Int8Channel => Bounds { cosine: 0.999, relative_rmse: 0.05 },
-            WeightMode::Int8 => Bounds { cosine: 0.98, relative_rmse: 0.2 },
-        };
-        Self { tight, cost }
-    }
-}
-
-/// Why the gate could not judge.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The bundle cannot be run.
-    #[error(transparent)]
-    Engine(#[from] engine::Error),
-    /// The source cannot be run.
-    #[error(transparent)]
-    Reference(#[from] reference::Error),
+/// What a caller may ask for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Options {
+    /// Positions that are filled; all of the context where `None`. A sample says so in its finding.
+    pub positions: Option<usize>,
+    /// Whether findings carry the figures of every token, not only those of the three places and the worst.
+    pub per_token: bool,
 }
 
 /// A deterministic walk over the vocabulary, spread so that rows differ: text is not needed to compare two programs.
@@ -73,69 +48,35 @@ fn token_ids(count: usize, vocab: usize) -> Vec<u32> {
     (0..count).map(|_| next(&mut state)).collect()
 }
 
-/// Judges every layer shard and head slice. `measured_on` describes the runtime that `engine` was opened on, `exact`
-/// whether it computes in f32 throughout; `step` is called after each.
+/// Judges every layer shard and head slice; `step` is called after each shard.
 pub fn judge(
     subject: &Subject,
-    engine: &Engine,
-    measured_on: &str,
-    exact: bool,
+    run: &Run<'_>,
+    options: Options,
     mut step: impl FnMut(&str),
 ) -> Result<Vec<Finding>, Error> {
     let c = &subject.manifest.contract;
-    let source = reference::Model::open(subject.source.clone(), reference::Options::new(c.context))?;
-    let thresholds = Thresholds::of(c.weights, exact);
-    let mut hidden = source.embed(&token_ids(c.context, c.vocab))?;
+    let source = own::source(subject)?;
+    let judge = Judge { subject, run, thresholds: Thresholds::of(c.weights, run.numerics), options };
+    let positions = options.positions.map_or(c.context, |n| n.clamp(1, c.context));
+    let mut hidden = source.embed(&token_ids(positions, c.vocab))?;
     let mut cache = source.cache();
     let mut findings = Vec::new();
     for (i, shard) in subject.manifest.layers.iter().enumerate() {
         let input = hidden.clone();
         source.layer_range(shard.range(), &mut hidden, &mut cache, 0)?;
-        let own = match own_weights(subject, &source, &shard.path, 0) {
-            Ok(own) => own,
-            Err(fault) => {
-                findings.push(subject.finding(NAME, &shard.path, Verdict::Failed, measured_on, fault));
-                continue;
-            }
-        };
-        let mut tight = input.clone();
-        own.layer_range(shard.range(), &mut tight, &mut own.cache(), 0)?;
-        let found = run_layers(engine, i, &input, c.width)?;
-        let comparison = Comparison { found, tight, cost: hidden.clone(), width: c.width };
-        findings.push(comparison.finding(subject, &shard.path, thresholds, measured_on));
+        findings.push(match Own::open(subject, &source, &shard.path, 0) {
+            Ok(own) => judge.layers(i, shard.range(), &own, &input, &hidden)?,
+            Err(fault) => judge.unreadable(&shard.path, &fault),
+        });
         step(&shard.path);
     }
-    findings.extend(judge_head(subject, engine, &source, &hidden, thresholds, measured_on)?);
+    findings.extend(judge.head(&source, &hidden)?);
     Ok(findings)
 }
 
-/// The reference on the weights of one package; a head slice's rows start at `first_row` of the vocabulary.
-fn own_weights(
-    subject: &Subject,
-    source: &reference::Model,
-    path: &str,
-    first_row: usize,
-) -> Result<reference::Model, String> {
-    let (program, _) = package::open(&subject.folder.join(path)).map_err(|e| e.to_string())?;
-    let main = program.functions.iter().position(|f| f.name == "main").ok_or("has no function `main`")?;
-    let weights = ShardWeights::read(&program, main, &subject.manifest.contract, first_row)?;
-    Ok(source.with_weights(Arc::new(weights), Form::Shard))
-}
-
-/// Runs layer shard `shard` over `rows[n, width]` from position 0, with T = 1 at the first, middle and last position.
-fn run_layers(engine: &Engine, shard: usize, rows: &[f32], width: usize) -> Result<Vec<f32>, Error> {
-    let n = rows.len() / width;
-    let mut state = engine.shard_state(shard)?;
-    let mut out = Vec::with_capacity(rows.len());
-    for (block, function) in schedule(n, engine.manifest().tokens.as_slice()) {
-        let rows = &rows[block.start * width..block.end * width];
-        out.extend(engine.run_shard(shard, function, rows, block.start, &mut state)?);
-    }
-    Ok(out)
-}
-
-/// Blocks over `0..n` with the function each goes through.
-fn schedule(n: usize, tokens: &[usize]) -> Vec<(Range<usize>, usize)> {
+/// Blocks over `0..n` with the function each goes through: T = 1 at the first position, the middle and the last.
+fn mixed(n: usize, tokens: &[usize]) -> Vec<(Range<usize>, usize)> {
     let single = [0, n / 2, n - 1];
     let wide = tokens.len() - 1;
     let mut blocks = Vec::new();
@@ -149,93 +90,173 @@ fn schedule(n: usize, tokens: &[usize]) -> Vec<(Range<usize>, usize)> {
     blocks
 }
 
-/// Rows found, and what two references say.
+struct Judge<'a> {
+    subject: &'a Subject,
+    run: &'a Run<'a>,
+    thresholds: Thresholds,
+    options: Options,
+}
+
+impl Judge<'_> {
+    fn unreadable(&self, path: &str, fault: &Error) -> Finding {
+        self.subject.finding(NAME, path, Verdict::Failed, &self.run.measured_on, fault.to_string())
+    }
+
+    /// One layer shard over `input`, whose outputs on the source's weights are `cost`.
+    fn layers(
+        &self,
+        shard: usize,
+        range: Range<usize>,
+        own: &Own,
+        input: &[f32],
+        cost: &[f32],
+    ) -> Result<Finding, Error> {
+        let width = self.run.engine.contract().width;
+        let tokens = &self.run.engine.manifest().tokens;
+        let n = input.len() / width;
+        let mut tight = input.to_vec();
+        own.model.layer_range(range.clone(), &mut tight, &mut own.model.cache(), 0)?;
+        let mut passes = vec![("T = 1 at first, middle, last", mixed(n, tokens))];
+        if tokens.len() > 1 {
+            passes.push(("T = N throughout", self.run.blocks(n, false)));
+        }
+        let mut compared = Vec::new();
+        for (name, blocks) in &passes {
+            let mut state = self.run.used_state(shard, input)?;
+            let mut found = Vec::with_capacity(input.len());
+            for (block, function) in blocks {
+                let rows = &input[block.start * width..block.end * width];
+                found.extend(self.run.engine.run_shard(shard, *function, rows, block.start, &mut state, None)?);
+            }
+            compared.push(Comparison {
+                pass: name,
+                tight: per_token(&found, &tight, width),
+                cost: per_token(&found, cost, width),
+            });
+        }
+        let path = &self.subject.manifest.layers[shard].path;
+        let place = || {
+            for ((_, blocks), comparison) in passes.iter().zip(&compared) {
+                let Some(at) = comparison.program_fails(&self.thresholds) else { continue };
+                let upto = blocks.iter().take_while(|(block, _)| block.start <= at).cloned().collect::<Vec<_>>();
+                let bounds = &self.thresholds.inside();
+                let found = bisect::locate(self.run, own, shard, range.clone(), input, &upto, bounds)?;
+                if found.is_some() {
+                    return Ok(found);
+                }
+            }
+            Ok::<_, Error>(None)
+        };
+        self.finding(path, &compared, place)
+    }
+
+    /// The head slices, each on its own rows of the vocabulary, over the reference's last hidden rows.
+    fn head(&self, source: &reference::Model, hidden: &[f32]) -> Result<Vec<Finding>, Error> {
+        let c = &self.subject.manifest.contract;
+        // The head sees no position: a few rows are as good as all.
+        let rows = &hidden[..hidden.len().min(8 * c.width)];
+        let found = self.run.engine.logits(rows)?;
+        let mut findings = Vec::new();
+        for slice in &self.subject.manifest.head {
+            let range = slice.range();
+            let own = match Own::open(self.subject, source, &slice.path, range.start) {
+                Ok(own) => own,
+                Err(fault) => {
+                    findings.push(self.unreadable(&slice.path, &fault));
+                    continue;
+                }
+            };
+            let part: Vec<f32> = found.chunks_exact(c.vocab).flat_map(|row| &row[range.clone()]).copied().collect();
+            let (tight, cost) = (own.model.head_rows(rows, range.clone())?, source.head_rows(rows, range.clone())?);
+            let (tight, cost) = (per_token(&part, &tight, range.len()), per_token(&part, &cost, range.len()));
+            let comparison = Comparison { pass: "head", tight, cost };
+            findings.push(self.finding(&slice.path, &[comparison], || Ok(None))?);
+        }
+        Ok(findings)
+    }
+
+    /// The verdict on one package; `place` finds the op where the program is wrong.
+    fn finding(
+        &self,
+        path: &str,
+        compared: &[Comparison],
+        place: impl FnOnce() -> Result<Option<bisect::Divergence>, Error>,
+    ) -> Result<Finding, Error> {
+        let tight = worst(compared.iter().flat_map(|c| &c.tight));
+        let cost = worst(compared.iter().flat_map(|c| &c.cost));
+        let n = compared[0].tight.len();
+        let sample =
+            if self.options.positions.is_some() { format!("; a sample of {n} positions") } else { String::new() };
+        let summary = format!(
+            "program: cosine {:.7}, relative rmse {:.1e}; with quantisation: cosine {:.6}, relative rmse {:.1e}{sample}",
+            tight.cosine, tight.relative_rmse, cost.cosine, cost.relative_rmse
+        );
+        let program = compared.iter().find_map(|c| c.program_fails(&self.thresholds).map(|at| (c.pass, at)));
+        let weights = compared.iter().find_map(|c| c.weights_fail(&self.thresholds));
+        let mut divergence = None;
+        let (verdict, message) = match (program, weights) {
+            (None, None) => (Verdict::Passed, summary),
+            (Some((pass, at)), _) => {
+                divergence = place()?;
+                let place = divergence.as_ref().map_or(String::new(), |d| format!("; {d}"));
+                (Verdict::Failed, format!("the program is wrong from position {at} on ({pass}){place}; {summary}"))
+            }
+            (None, Some(at)) => (
+                Verdict::Failed,
+                format!("the program is right, and its weights cost too much at position {at}: {summary}"),
+            ),
+        };
+        let mut finding = self.subject.finding(NAME, path, verdict, &self.run.measured_on, message);
+        finding.figures = json!({
+            "tokens": n,
+            "tight": {"bounds": self.thresholds.tight, "worst": tight},
+            "cost": {"bounds": self.thresholds.cost, "worst": cost},
+            "passes": compared.iter().map(|c| c.json(self.options.per_token)).collect::<Vec<_>>(),
+            "divergence": divergence,
+        });
+        Ok(finding)
+    }
+}
+
+/// Figures of each token's row.
+fn per_token(found: &[f32], expected: &[f32], width: usize) -> Vec<Figures> {
+    found.chunks_exact(width).zip(expected.chunks_exact(width)).map(|(f, e)| Figures::of(f, e)).collect()
+}
+
+fn worst<'a>(all: impl Iterator<Item = &'a Figures>) -> Figures {
+    all.copied().fold(Figures::EQUAL, Figures::worst)
+}
+
+/// One pass over the rows, and what two references say of each.
 struct Comparison {
-    found: Vec<f32>,
-    tight: Vec<f32>,
-    cost: Vec<f32>,
-    width: usize,
+    pass: &'static str,
+    tight: Vec<Figures>,
+    cost: Vec<Figures>,
 }
 
 impl Comparison {
-    /// Figures of each token's row.
-    fn tokens(&self, expected: &[f32]) -> Vec<Figures> {
-        let pairs = self.found.chunks_exact(self.width).zip(expected.chunks_exact(self.width));
-        pairs.map(|(f, e)| Figures::of(f, e)).collect()
+    fn first_out(all: &[Figures], bounds: &Bounds) -> Option<usize> {
+        all.iter().position(|f| !f.within(bounds))
     }
 
-    fn finding(&self, subject: &Subject, path: &str, thresholds: Thresholds, measured_on: &str) -> Finding {
-        let (tight, cost) = (self.tokens(&self.tight), self.tokens(&self.cost));
-        let worst = |all: &[Figures]| all.iter().copied().fold(Figures::EQUAL, Figures::worst);
-        let first_out = |all: &[Figures], bounds: &Bounds| all.iter().position(|f| !f.within(bounds));
-        let (tight_worst, cost_worst) = (worst(&tight), worst(&cost));
-        let program = first_out(&tight, &thresholds.tight);
-        let weights = first_out(&cost, &thresholds.cost);
-        let summary = format!(
-            "program: cosine {:.7}, relative rmse {:.1e}; with quantisation: cosine {:.6}, relative rmse {:.1e}",
-            tight_worst.cosine, tight_worst.relative_rmse, cost_worst.cosine, cost_worst.relative_rmse
-        );
-        let (verdict, message) = match (program, weights) {
-            (None, None) => (Verdict::Passed, summary),
-            (Some(at), _) => (Verdict::Failed, format!("the program is wrong from position {at} on: {summary}")),
-            (None, Some(at)) => {
-                (Verdict::Failed, format!("the program is right, and its weights cost too much at position {at}: {summary}"))
-            }
-        };
-        let mut finding = subject.finding(NAME, path, verdict, measured_on, message);
-        let n = tight.len();
+    /// The first position where the program is wrong.
+    fn program_fails(&self, thresholds: &Thresholds) -> Option<usize> {
+        Self::first_out(&self.tight, &thresholds.tight)
+    }
+
+    /// The first position where the weights cost too much.
+    fn weights_fail(&self, thresholds: &Thresholds) -> Option<usize> {
+        Self::first_out(&self.cost, &thresholds.cost)
+    }
+
+    fn json(&self, per_token: bool) -> Value {
+        let n = self.tight.len();
         let places = [("first", 0), ("middle", n / 2), ("last", n - 1)];
         let at = |all: &[Figures]| places.map(|(name, i)| json!({"place": name, "position": i, "figures": all[i]}));
-        finding.figures = json!({
-            "tokens": n,
-            "tight": {"bounds": thresholds.tight, "worst": tight_worst, "places": at(&tight)},
-            "cost": {"bounds": thresholds.cost, "worst": cost_worst, "places": at(&cost)},
-        });
-        finding
+        let mut value = json!({"pass": self.pass, "tight": at(&self.tight), "cost": at(&self.cost)});
+        if per_token {
+            value["tokens"] = json!({"tight": self.tight, "cost": self.cost});
+        }
+        value
     }
-}
-
-/// The head slices, each on its own rows of the vocabulary, over the reference's last hidden rows.
-fn judge_head(
-    subject: &Subject,
-    engine: &Engine,
-    source: &reference::Model,
-    hidden: &[f32],
-    thresholds: Thresholds,
-    measured_on: &str,
-) -> Result<Vec<Finding>, Error> {
-    let c = &subject.manifest.contract;
-    // The head sees no position: a few rows are as good as all.
-    let rows = &hidden[..hidden.len().min(8 * c.width)];
-    let (found, cost) = (engine.logits(rows)?, source.head(rows)?);
-    let part = |all: &[f32], range: Range<usize>| -> Vec<f32> {
-        all.chunks_exact(c.vocab).flat_map(|row| row[range.clone()].iter().copied()).collect()
-    };
-    let mut findings = Vec::new();
-    for slice in &subject.manifest.head {
-        let tight = match own_head(subject, source, &slice.path, slice.range(), rows) {
-            Ok(tight) => tight,
-            Err(fault) => {
-                findings.push(subject.finding(NAME, &slice.path, Verdict::Failed, measured_on, fault));
-                continue;
-            }
-        };
-        let width = slice.range().len();
-        let comparison =
-            Comparison { found: part(&found, slice.range()), tight, cost: part(&cost, slice.range()), width };
-        findings.push(comparison.finding(subject, &slice.path, thresholds, measured_on));
-    }
-    Ok(findings)
-}
-
-/// The slice's own logits, `[rows, slice]`: the reference's head on the slice's weights.
-fn own_head(
-    subject: &Subject,
-    source: &reference::Model,
-    path: &str,
-    range: Range<usize>,
-    rows: &[f32],
-) -> Result<Vec<f32>, String> {
-    let own = own_weights(subject, source, path, range.start)?;
-    own.head_rows(rows, range).map_err(|e| e.to_string())
 }

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 
 use crate::math::{Linear, dot, rms_norm, silu, softmax};
 use crate::model::LayerCache;
+use crate::stage::LayerTap;
 use crate::weights::{Part, Size, Weight, Weights};
 use crate::{Error, Hyperparameters, Rope, Stage};
 
@@ -71,7 +72,7 @@ impl Layer {
         hidden: &mut [f32],
         cache: &mut LayerCache,
         position: usize,
-        mut tap: Option<&mut dyn FnMut(Stage, &[f32])>,
+        mut tap: Option<&mut LayerTap<'_>>,
     ) {
         // Only for who asks: over a long context they are larger than anything else here.
         let mut attention = tap.is_some().then(Attention::default);

@@ -45,3 +45,6 @@ pub enum Stage {
 
 /// Told the number of a layer, a stage and its rows.
 pub type Tap<'a> = dyn FnMut(usize, Stage, &[f32]) + 'a;
+
+/// A [`Tap`] on one layer.
+pub(crate) type LayerTap<'a> = dyn FnMut(Stage, &[f32]) + 'a;

@@ -11,6 +11,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use super::gate::{self, Gate};
+use super::proof::ProofArgs;
 use super::{build, inspect};
 use crate::Outcome;
 use crate::options::{RuntimeArgs, WeightsArg, open_source};
@@ -67,7 +68,8 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
 
     heading("3. The gates");
     let subject = Subject::open(&bundle, source)?;
-    let findings = gate::judge(&subject, &[Gate::Contract, Gate::Compile, Gate::RangeGolden], &args.runtime, ui)?;
+    let gates = [Gate::Contract, Gate::Compile, Gate::Weights, Gate::RangeGolden, Gate::StackGolden];
+    let findings = gate::judge(&subject, &gates, &ProofArgs::default(), &args.runtime, ui)?;
     gate::show(&findings);
     if findings.iter().any(|f| f.verdict == Verdict::Failed) {
         return Ok(Outcome::Failed);

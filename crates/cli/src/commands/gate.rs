@@ -3,14 +3,13 @@
 use std::io::Write;
 use std::path::PathBuf;
 
-use anemone_chat::Engine;
-use anemone_exec::Runtime;
-use anemone_gate::{Finding, Subject, Verdict, compile, contract, evidence, range_golden};
+use anemone_gate::{Finding, Subject, Verdict, compile, contract, evidence};
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
+use super::proof::ProofArgs;
 use crate::Outcome;
-use crate::options::{NumericsArg, RuntimeArgs, open_source};
+use crate::options::{RuntimeArgs, open_source};
 use crate::ui::{self, Ui};
 
 /// Judge a bundle against the model it was built from. Findings are appended to the bundle's evidence.
@@ -35,6 +34,8 @@ pub struct Args {
     #[arg(long)]
     pub strict: bool,
     #[command(flatten)]
+    pub proof: ProofArgs,
+    #[command(flatten)]
     pub runtime: RuntimeArgs,
 }
 
@@ -45,15 +46,21 @@ pub enum Gate {
     Contract,
     /// Every package is well formed.
     Compile,
+    /// Every row that a package stores is the source's, as near as its encoding allows.
+    Weights,
     /// Every shard computes what the reference computes over the same layers.
     RangeGolden,
+    /// Prompts through everything: logits and greedy tokens are the reference's.
+    StackGolden,
+    /// The fused chain is the one-layer chain of `--baseline`.
+    Parity,
 }
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let source = open_source(&args.source)?;
     let subject = Subject::open(&args.bundle, source)?;
     let gates = if args.only.is_empty() { Gate::value_variants().to_vec() } else { args.only.clone() };
-    let findings = judge(&subject, &gates, &args.runtime, ui)?;
+    let findings = judge(&subject, &gates, &args.proof, &args.runtime, ui)?;
     evidence::append(&args.bundle, &findings).with_context(|| format!("{}: evidence", args.bundle.display()))?;
     if let Some(path) = &args.json {
         let text = serde_json::to_vec_pretty(&findings)?;
@@ -70,7 +77,13 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
 }
 
 /// Runs the gates in order. A bundle that fails its contract is not executed.
-pub fn judge(subject: &Subject, gates: &[Gate], runtime: &RuntimeArgs, ui: &Ui) -> Result<Vec<Finding>> {
+pub fn judge(
+    subject: &Subject,
+    gates: &[Gate],
+    proof: &ProofArgs,
+    runtime: &RuntimeArgs,
+    ui: &Ui,
+) -> Result<Vec<Finding>> {
     let mut findings = Vec::new();
     for gate in gates {
         match gate {
@@ -80,14 +93,8 @@ pub fn judge(subject: &Subject, gates: &[Gate], runtime: &RuntimeArgs, ui: &Ui) 
                 findings.extend(contract::judge(subject, |bytes| bar.advance(bytes)));
             }
             Gate::Compile => findings.extend(compile::judge(subject)),
-            Gate::RangeGolden => {
-                let bar = ui.steps(subject.manifest.layers.len() as u64);
-                bar.doing("range golden");
-                let portable = runtime.portable();
-                let engine = Engine::open(&subject.folder, &portable)?;
-                let exact = runtime.numerics == NumericsArg::Exact;
-                let step = |_: &str| bar.advance(1);
-                findings.extend(range_golden::judge(subject, &engine, &portable.describe(), exact, step)?);
+            Gate::Weights | Gate::RangeGolden | Gate::StackGolden | Gate::Parity => {
+                findings.extend(proof.judge(*gate, subject, runtime, ui)?);
             }
         }
     }

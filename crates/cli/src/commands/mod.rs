@@ -6,4 +6,5 @@ pub mod demo;
 pub mod gate;
 pub mod generate;
 pub mod inspect;
+pub mod proof;
 pub mod run;

@@ -1,0 +1,95 @@
+//! The gates that run a bundle: their options, and how each is set going.
+
+use std::path::PathBuf;
+
+use anemone_chat::{Engine, Voice};
+use anemone_exec::{Numerics, Runtime};
+use anemone_gate::prompts::{self, Prompt};
+use anemone_gate::{Finding, Run, Subject, parity, range_golden, stack_golden, weights};
+use anyhow::{Context, Result};
+use clap::Args;
+
+use super::gate::Gate;
+use crate::options::{NumericsArg, RuntimeArgs};
+use crate::ui::Ui;
+
+/// What the gates that run a bundle may be told.
+#[derive(Args, Clone)]
+pub struct ProofArgs {
+    /// Prompts for the whole chain: JSON lines with `messages`, `text` or `prompt_ids`, and `expected_ids` where the answer is
+    /// known. Default: a few built-in questions.
+    #[arg(long, value_name = "FILE")]
+    pub prompts: Option<PathBuf>,
+    /// Tokens of each answer that are compared, at most.
+    #[arg(long, value_name = "N", default_value_t = 32)]
+    pub max_tokens: usize,
+    /// A bundle of the same source and contract, cut into one-layer shards: adds the parity gate.
+    #[arg(long, value_name = "BUNDLE")]
+    pub baseline: Option<PathBuf>,
+    /// Positions that the range golden fills, for models where the whole context takes too long. Default: all.
+    #[arg(long, value_name = "POSITIONS")]
+    pub sample: Option<usize>,
+    /// Keep the figures of every token of the range golden, not only of the first, middle, last and worst.
+    #[arg(long)]
+    pub per_token: bool,
+}
+
+impl Default for ProofArgs {
+    fn default() -> Self {
+        Self { prompts: None, max_tokens: 32, baseline: None, sample: None, per_token: false }
+    }
+}
+
+/// How many of the built-in questions the chain is asked.
+const QUESTIONS: usize = 4;
+
+impl ProofArgs {
+    fn prompts(&self, subject: &Subject) -> Result<Vec<Prompt>> {
+        let voice = Voice::open(&subject.folder).with_context(|| subject.folder.display().to_string())?;
+        Ok(match &self.prompts {
+            Some(path) => prompts::read(path, &voice)?,
+            None => prompts::builtin(&voice, QUESTIONS)?,
+        })
+    }
+
+    /// Sets one of these gates going.
+    pub fn judge(&self, gate: Gate, subject: &Subject, runtime: &RuntimeArgs, ui: &Ui) -> Result<Vec<Finding>> {
+        let portable = runtime.portable();
+        let numerics = match runtime.numerics {
+            NumericsArg::Exact => Numerics::Exact,
+            NumericsArg::Ane => Numerics::Ane,
+        };
+        let engine = Engine::open(&subject.folder, &portable)?;
+        let run = Run { engine: &engine, measured_on: portable.describe(), numerics };
+        let max_tokens = self.max_tokens.max(1);
+        Ok(match gate {
+            Gate::Weights => {
+                let bar = ui.steps(1);
+                bar.doing("weights");
+                weights::judge(subject, &run)?
+            }
+            Gate::RangeGolden => {
+                let bar = ui.steps(subject.manifest.layers.len() as u64);
+                bar.doing("range golden");
+                let options = range_golden::Options { positions: self.sample, per_token: self.per_token };
+                range_golden::judge(subject, &run, options, |_| bar.advance(1))?
+            }
+            Gate::StackGolden => {
+                let prompts = self.prompts(subject)?;
+                let bar = ui.steps(prompts.len() as u64);
+                bar.doing("stack golden");
+                stack_golden::judge(subject, &run, &prompts, max_tokens, |_| bar.advance(1))?
+            }
+            Gate::Parity => {
+                let Some(folder) = &self.baseline else { return Ok(Vec::new()) };
+                let prompts = self.prompts(subject)?;
+                let bar = ui.steps(prompts.len() as u64);
+                bar.doing("parity");
+                let baseline = Engine::open(folder, &portable)?;
+                let baseline = Run { engine: &baseline, measured_on: portable.describe(), numerics };
+                parity::judge(subject, &run, &baseline, &prompts, max_tokens, |_| bar.advance(1))?
+            }
+            Gate::Contract | Gate::Compile => Vec::new(),
+        })
+    }
+}
