@@ -1,0 +1,148 @@
+//! The catalogue of defects: each is put into a right bundle, one at a time, and has to be caught by the gate that the catalogue
+//! names, in words that name the place. `docs/defects.md` is the table that comes of it; run with `ANEMONE_UPDATE=1` to write it.
+//!
+//! Defects go in through public data: manifests, packages, weight files, GGUFs, what a runtime is given and gives. Nothing that
+//! ships knows of them.
+
+mod case;
+mod catalogue;
+mod meddler;
+
+use std::path::Path;
+use std::thread;
+
+use anemone_chat::Engine;
+use anemone_exec::Numerics;
+use anemone_gate::bisect::locate;
+use anemone_gate::own::{self, Own};
+use anemone_gate::thresholds::Thresholds;
+use anemone_gate::{Run, Subject, Verdict, compile, contract, range_golden, stack_golden, weights};
+use case::{Base, Case};
+use catalogue::{DEFECTS, Defect};
+
+/// A gate that failed: its name, the part, what it said.
+type Failure = (String, String, String);
+
+/// Runs the gates in their order until one fails.
+fn first_failure(case: &Case) -> Option<Failure> {
+    let refused = |gate: &str, message: String| Some((gate.to_owned(), "bundle".to_owned(), message));
+    if let Some(message) = &case.refused {
+        return refused("build", message.clone());
+    }
+    let subject = match Subject::open(&case.folder, case.source.clone()) {
+        Ok(subject) => subject,
+        Err(e) => return refused("manifest", e.to_string()),
+    };
+    let failed = |findings: Vec<anemone_gate::Finding>| {
+        let mut failed = findings.into_iter().filter(|f| f.verdict == Verdict::Failed);
+        failed.next().map(|f| (f.gate, f.subject, f.message))
+    };
+    if let Some(found) = failed(contract::judge(&subject, |_| {})).or_else(|| failed(compile::judge(&subject))) {
+        return Some(found);
+    }
+    let engine = match Engine::open(&case.folder, case.runtime.as_ref()) {
+        Ok(engine) => engine,
+        Err(e) => return refused("load", e.to_string()),
+    };
+    let run = Run { engine: &engine, measured_on: case.runtime.describe(), numerics: Numerics::Exact };
+    failed(weights::judge(&subject, &run).unwrap())
+        .or_else(|| failed(range_golden::judge(&subject, &run, Default::default(), |_| {}).unwrap()))
+        .or_else(|| failed(stack_golden::judge(&subject, &run, &case.prompts, 16, |_| {}).unwrap()))
+}
+
+/// A message without the folder it speaks of, and short enough for a table.
+fn plain(message: &str, case: &Case) -> String {
+    let message = message.replace(&format!("{}/", case.folder.display()), "").replace('|', "\\|");
+    match message.char_indices().nth(220) {
+        Some((end, _)) => format!("{}...", &message[..end]),
+        None => message,
+    }
+}
+
+/// The table's row of a defect, or how it was not caught as it has to be.
+fn judge(defect: &Defect) -> Result<String, String> {
+    let title = format!("{}: {} ({})", defect.kind, defect.name, defect.base.name());
+    let judged = std::panic::catch_unwind(|| {
+        let mut case = Case::new(defect.base);
+        (defect.inject)(&mut case);
+        let failure = first_failure(&case);
+        (case, failure)
+    });
+    let Ok((case, failure)) = judged else { return Err(format!("{title}: panicked")) };
+    let Some((gate, part, message)) = failure else { return Err(format!("{title}: not caught")) };
+    let said = format!("{part}: {message}");
+    if gate != defect.gate {
+        return Err(format!("{title}: caught by {gate}, not {}: {said}", defect.gate));
+    }
+    if let Some(word) = defect.words.iter().find(|word| !said.contains(**word)) {
+        return Err(format!("{title}: `{word}` is not in: {said}"));
+    }
+    let (name, base, message) = (defect.name, defect.base.name(), plain(&message, &case));
+    Ok(format!("| {} | {name} | {base} | {gate} | `{part}` | {message} |", defect.kind))
+}
+
+const HEAD: &str = "# Seeded defects\n\nEach is put into a right bundle, alone, and judged by the gates in their order. The gate is the first \
+    one that fails, the message what it says. `crates/gate/tests/defects` holds the catalogue and writes this table; a test holds \
+    the two together.\n\n| in | defect | model | gate | part | what the gate says |\n| --- | --- | --- | --- | --- | --- |\n";
+
+#[test]
+fn every_defect_is_caught_by_its_gate_and_the_table_is_current() {
+    let results: Vec<Result<String, String>> = thread::scope(|scope| {
+        let halves: Vec<_> = DEFECTS.chunks(DEFECTS.len().div_ceil(2)).collect();
+        let work: Vec<_> =
+            halves.into_iter().map(|half| scope.spawn(|| half.iter().map(judge).collect::<Vec<_>>())).collect();
+        work.into_iter().flat_map(|w| w.join().unwrap()).collect()
+    });
+    let missed: Vec<&String> = results.iter().filter_map(|r| r.as_ref().err()).collect();
+    assert!(
+        missed.is_empty(),
+        "{} of {} defects:\n{}",
+        missed.len(),
+        DEFECTS.len(),
+        missed.iter().map(|m| format!("- {m}\n")).collect::<String>()
+    );
+    assert!(DEFECTS.len() >= 40, "only {} defects", DEFECTS.len());
+    let rows: Vec<String> = results.into_iter().map(Result::unwrap).collect();
+    let table = format!("{HEAD}{}\n", rows.join("\n"));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/defects.md");
+    if std::env::var_os("ANEMONE_UPDATE").is_some() {
+        std::fs::write(&path, &table).unwrap();
+    }
+    let current = std::fs::read_to_string(&path).unwrap_or_default();
+    assert!(current == table, "docs/defects.md is stale: run this test with ANEMONE_UPDATE=1");
+}
+
+/// What names the place of a defect must not name one where there is none: every value of a right shard that the reference
+/// knows is within tolerance, at every position.
+#[test]
+fn no_value_of_a_right_shard_is_out_of_tolerance() {
+    for base in Base::ALL {
+        let case = Case::new(base);
+        let subject = Subject::open(&case.folder, case.source.clone()).unwrap();
+        let engine = Engine::open(&case.folder, case.runtime.as_ref()).unwrap();
+        let run = Run { engine: &engine, measured_on: String::new(), numerics: Numerics::Exact };
+        let source = own::source(&subject).unwrap();
+        let ids: Vec<u32> = (0..64).map(|i| (i * 37 + 5) % subject.manifest.contract.vocab as u32).collect();
+        let mut hidden = source.embed(&ids).unwrap();
+        let mut cache = source.cache();
+        let bounds = Thresholds::of(subject.manifest.contract.weights, Numerics::Exact).inside();
+        for (i, shard) in subject.manifest.layers.iter().enumerate() {
+            let own = Own::open(&subject, &source, &shard.path, 0).unwrap();
+            for tokens in [1, 16] {
+                let blocks: Vec<_> =
+                    (0..64).step_by(tokens).map(|at| (at..at + tokens, usize::from(tokens > 1))).collect();
+                let found = locate(&run, &own, i, shard.range(), &hidden, &blocks, &bounds).unwrap();
+                assert!(found.is_none(), "{}, {}: {}", base.name(), shard.path, found.unwrap());
+            }
+            source.layer_range(shard.range(), &mut hidden, &mut cache, 0).unwrap();
+        }
+    }
+}
+
+#[test]
+fn right_bundles_raise_no_alarm() {
+    for base in Base::ALL {
+        let case = Case::new(base);
+        assert_eq!(first_failure(&case), None, "{}", base.name());
+    }
+}
