@@ -37,7 +37,10 @@ pub fn run_answer(answer: &str) -> Smoke {
         return Smoke { verdict: Verdict::Failed, message: "the answer has no fenced code".into() };
     };
     let Some(escript) = find_program("escript") else {
-        return Smoke { verdict: Verdict::Skipped, message: "no escript on this machine; install Erlang to run the answer".into() };
+        return Smoke {
+            verdict: Verdict::Skipped,
+            message: "no escript on this machine; install Erlang to run the answer".into(),
+        };
     };
     match execute(&escript, code) {
         Ok(printed) if printed.trim() == EXPECTED => {
@@ -118,7 +121,8 @@ fn execute(escript: &Path, code: &str) -> Result<String, String> {
 
 /// Whether a process may have a network namespace of its own here.
 fn can_unshare() -> bool {
-    let probe = Command::new("unshare").args(["--user", "--map-root-user", "--net", "true"]).stderr(Stdio::null()).status();
+    let probe =
+        Command::new("unshare").args(["--user", "--map-root-user", "--net", "true"]).stderr(Stdio::null()).status();
     probe.is_ok_and(|s| s.success())
 }
 
@@ -173,7 +177,8 @@ mod tests {
         }
         let hello = "```erlang\n#!/usr/bin/env escript\nmain(_) -> io:format(\"Hello, World!~n\").\n```";
         assert_eq!(run_answer(hello).verdict, Verdict::Passed);
-        let module = "```erlang\n-module(hello).\n-export([start/0]).\n\nstart() -> io:format(\"Hello, World!~n\", []).\n```";
+        let module =
+            "```erlang\n-module(hello).\n-export([start/0]).\n\nstart() -> io:format(\"Hello, World!~n\", []).\n```";
         let run = run_answer(module);
         assert_eq!(run.verdict, Verdict::Passed, "{}", run.message);
         let other = "```erlang\nmain(_) -> io:format(\"Goodbye~n\").\n```";

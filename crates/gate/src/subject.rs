@@ -36,7 +36,14 @@ impl Subject {
     }
 
     /// A finding about a part of this bundle.
-    pub(crate) fn finding(&self, gate: &str, subject: &str, verdict: Verdict, seen_on: &str, message: String) -> Finding {
+    pub(crate) fn finding(
+        &self,
+        gate: &str,
+        subject: &str,
+        verdict: Verdict,
+        seen_on: &str,
+        message: String,
+    ) -> Finding {
         Finding {
             gate: gate.to_owned(),
             subject: subject.to_owned(),
