@@ -221,7 +221,9 @@ fn make(model: &Model, piece: &Piece, tokens: &[usize], staging: &Staging, ledge
         removed.map_err(failed(&path))?;
     }
     match program(model, piece, tokens)? {
-        Some(program) => drop(package::write(&program, &path)?),
+        Some(program) => {
+            package::write(&program, &path)?;
+        }
         None => write_embedding(model, &path)?,
     }
     let entries = entries(&path, &piece.path)?;

@@ -45,7 +45,7 @@ pub(crate) fn read(
     let ffn = keys.count("ffn", "feed_forward_length")?;
     let heads = keys.count("heads", "attention.head_count")?;
     let kv_heads = keys.count("kv_heads", "attention.head_count_kv")?;
-    if heads % kv_heads != 0 {
+    if !heads.is_multiple_of(kv_heads) {
         return Err(keys.fault("attention.head_count_kv", kv_heads, format!("does not divide {heads} query heads")));
     }
     let head_dim = head_dim(keys, width, heads)?;
@@ -140,7 +140,7 @@ fn refuse_what_is_not_lowered(keys: &Keys<'_>) -> Result<(), Error> {
 
 fn head_dim(keys: &Keys<'_>, width: usize, heads: usize) -> Result<usize, Error> {
     let Some(head_dim) = keys.optional_count("head_dim", "attention.key_length")? else {
-        if width % heads != 0 {
+        if !width.is_multiple_of(heads) {
             return Err(keys.fault("attention.head_count", heads, format!("does not divide the width of {width}")));
         }
         keys.note("head_dim", format!("{} / {}", keys.name("embedding_length"), keys.name("attention.head_count")));
@@ -162,7 +162,7 @@ fn rope(
     context: usize,
 ) -> Result<Rope, Error> {
     let dim = keys.count("rope.dim", "rope.dimension_count")?;
-    if dim % 2 != 0 || dim > head_dim {
+    if !dim.is_multiple_of(2) || dim > head_dim {
         let reason = format!("expected an even number of at most the head_dim {head_dim}");
         return Err(keys.fault("rope.dimension_count", dim, reason));
     }
