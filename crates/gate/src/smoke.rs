@@ -75,10 +75,10 @@ fn script(code: &str) -> String {
         return body.to_owned();
     }
     let mut text = format!("#!/usr/bin/env escript\n{body}\n");
-    if !body.contains("main(") {
-        if let Some(entry) = exported_entry(body) {
-            text.push_str(&format!("\nmain(_) -> {entry}().\n"));
-        }
+    if !body.contains("main(")
+        && let Some(entry) = exported_entry(body)
+    {
+        text.push_str(&format!("\nmain(_) -> {entry}().\n"));
     }
     text
 }
