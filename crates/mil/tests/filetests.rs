@@ -4,6 +4,8 @@
 //! that line; on a line without an op, about the function or the program. `; warning: RULE text` expects a warning in lenient
 //! mode. `; parse: text` expects the parser to stop on that line. Findings without an expectation fail the test, and so do
 //! expectations without a finding. A program without expectations must be valid, and print and parse back to itself.
+//!
+//! `; run:` lines say what a valid program computes; the executor's tests run them.
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
