@@ -248,11 +248,13 @@ def one_hot(v):
 
 # Ops without an inference in coremltools 9.0 (`conv`, `silu`, `gather_nd`, `one_hot`, the norms by channel, attention), and those
 # whose inference differs from the op's definition: `concat` overlooks `interleave`, `squeeze` refuses what the type rule
-# allows, `cumsum` raises, `elu` cancels where x is near 0.
+# allows, `cumsum` raises, `elu` and `softplus` lose digits where their
+# results are near 0.
 BY_HAND = {
     "conv": conv,
     "silu": silu,
     "elu": elu,
+    "softplus": lambda v: np.logaddexp(v["x"].astype(np.float64), 0),
     "gather_nd": gather_nd,
     "one_hot": one_hot,
     "cumsum": cumsum,
