@@ -170,6 +170,14 @@ def elu(v):
     return np.where(x < 0, float(v["alpha"]) * np.expm1(np.minimum(x, 0)), x)
 
 
+def gelu(v):
+    x, mode = v["x"].astype(np.float64), str(v.get("mode", "EXACT"))
+    if mode == "EXACT":
+        return 0.5 * x * np.vectorize(math.erfc)(-x / math.sqrt(2))
+    u = 1.702 * x if mode == "SIGMOID_APPROXIMATION" else 2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)
+    return x / (1 + np.exp(-u))
+
+
 def attention(v, magnitude=False):
     q, k, x = (v[n].astype(np.float64) for n in ("query", "key", "value"))
     scores = q @ np.swapaxes(k, -1, -2) / math.sqrt(q.shape[-1])
@@ -248,12 +256,13 @@ def one_hot(v):
 
 # Ops without an inference in coremltools 9.0 (`conv`, `silu`, `gather_nd`, `one_hot`, the norms by channel, attention), and those
 # whose inference differs from the op's definition: `concat` overlooks `interleave`, `squeeze` refuses what the type rule
-# allows, `cumsum` raises, `elu` and `softplus` lose digits where their
-# results are near 0.
+# allows, `cumsum` raises, `elu`, `gelu` and `softplus` lose digits where
+# their results are near 0.
 BY_HAND = {
     "conv": conv,
     "silu": silu,
     "elu": elu,
+    "gelu": gelu,
     "softplus": lambda v: np.logaddexp(v["x"].astype(np.float64), 0),
     "gather_nd": gather_nd,
     "one_hot": one_hot,

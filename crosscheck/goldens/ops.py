@@ -561,8 +561,16 @@ def indexing():
     case("non_zero", {"x": x}, {}, (np.argwhere(x.v), "int32"))
 
 
+def tails():
+    """Where `1 + erf` and `1 + tanh` have lost every digit."""
+    x = T(np.array([-12, -9, -7.5, -6.668791, -5, -4, -3.5, -2.25]), "fp32")
+    case("gelu", {"x": x}, {}, (0.5 * x.v * np.vectorize(math.erfc)(-x.v / math.sqrt(2)), "fp32"))
+    u = math.sqrt(2 / math.pi) * (x.v + 0.044715 * x.v**3)
+    case("gelu", {"x": x}, {"mode": "TANH_APPROXIMATION"}, (x.v * SIGMOID(2 * u), "fp32"))
+
+
 def main():
-    for family in (unary, binary, casts, conv, products, norms, reductions, layout, indexing):
+    for family in (unary, binary, casts, conv, products, norms, reductions, layout, indexing, tails):
         family()
     with open(sys.argv[1], "w") as f:
         f.write("[\n" + ",\n".join(json.dumps(c, separators=(",", ":")) for c in CASES) + "\n]\n")
