@@ -4,15 +4,20 @@
 //! judges: facts are read again by the reference's own reader, numbers come from the reference's own forward.
 
 pub mod bisect;
+pub mod cliffs;
 pub mod compile;
 pub mod contract;
 pub mod evidence;
 pub mod figures;
+pub mod journal;
 pub mod own;
 pub mod parity;
 pub mod prompts;
 pub mod range_golden;
+pub mod report;
+pub mod residency;
 pub mod run;
+pub mod runtime_meta;
 pub mod shard_weights;
 pub mod smoke;
 pub mod stack_golden;
