@@ -36,6 +36,16 @@ enum Command {
     Build(commands::build::Args),
     /// Judge a bundle against its source.
     Gate(commands::gate::Args),
+    /// Check anyone's package without its source.
+    Check(commands::check::Args),
+    /// Write the published runtime's manifest for a proven bundle.
+    Export(commands::export::Args),
+    /// Ask a bundle for hello world in Erlang, and run the answer.
+    Smoke(commands::smoke::Args),
+    /// A bundle's journal: intents, results, lessons.
+    Journal(commands::journal::Args),
+    /// The evidence as one HTML page.
+    Report(commands::report::Args),
     /// Execute any ML Program package on tensors from .npz files.
     Run(commands::run::Args),
     /// Answer one prompt, or a file of them.
@@ -63,6 +73,11 @@ fn main() -> ExitCode {
         Command::Inspect(args) => commands::inspect::run(args),
         Command::Build(args) => commands::build::run(args, &ui),
         Command::Gate(args) => commands::gate::run(args, &ui),
+        Command::Check(args) => commands::check::run(args),
+        Command::Export(args) => commands::export::run(args, &ui),
+        Command::Smoke(args) => commands::smoke::run(args, &ui),
+        Command::Journal(args) => commands::journal::run(args, &ui),
+        Command::Report(args) => commands::report::run(args, &ui),
         Command::Run(args) => commands::run::run(args, &ui),
         Command::Generate(args) => commands::generate::run(args, &ui),
         Command::Chat(args) => commands::chat::run(args, &ui),

@@ -17,6 +17,7 @@ use anemone_mil::package;
 use crate::error::Error;
 use crate::ledger::{Entries, Ledger};
 use crate::model::Model;
+use crate::reuse::Baseline;
 use crate::shard;
 use crate::staging::{Access, Staging, failed};
 use crate::topology::{LayerCut, Topology};
@@ -34,6 +35,8 @@ pub struct Options {
     pub head_slices: Option<usize>,
     /// Tokens of each function: `[1]` or `[1, N]`.
     pub tokens: Vec<usize>,
+    /// A bundle to take head slices and embedding from.
+    pub reuse: Option<Baseline>,
     /// Files that hosts read and the lowering does not: tokenizer and chat template, by their name in the bundle.
     pub host_files: BTreeMap<String, Vec<u8>>,
 }
@@ -153,7 +156,7 @@ pub fn build(
         progress.part(&piece.path);
         files.extend(match done {
             Some(entries) => entries,
-            None => make(model, piece, &options.tokens, &staging, &ledger)?,
+            None => make(model, piece, options, &staging, &ledger)?,
         });
         progress.wrote(piece.weight_bytes);
     }
@@ -172,7 +175,7 @@ pub fn build_piece(model: &Model, options: &Options, target: &Path, number: usiz
     let ledger = ledger(&staging, model, options, &plan, &source(model), Access::Shared)?;
     match ledger.finished(&piece.path) {
         Some(_) => Ok(()),
-        None => make(model, piece, &options.tokens, &staging, &ledger).map(drop),
+        None => make(model, piece, options, &staging, &ledger).map(drop),
     }
 }
 
@@ -203,6 +206,9 @@ fn ledger(
     source: &Source,
     access: Access,
 ) -> Result<Ledger, Error> {
+    if let Some(baseline) = &options.reuse {
+        baseline.fits(&model.contract, source, &options.tokens, plan)?;
+    }
     let pieces: Vec<_> = plan.pieces.iter().map(|p| (&p.path, &p.range)).collect();
     let request = format!("{TOOL} {} {} {pieces:?} {:?}", source.blake3, model.contract.hash(), options.tokens);
     let request = blake3::hash(request.as_bytes()).to_hex();
@@ -210,7 +216,7 @@ fn ledger(
 }
 
 /// Makes a piece and enters it into the ledger once it is on disk.
-fn make(model: &Model, piece: &Piece, tokens: &[usize], staging: &Staging, ledger: &Ledger) -> Result<Entries, Error> {
+fn make(model: &Model, piece: &Piece, options: &Options, staging: &Staging, ledger: &Ledger) -> Result<Entries, Error> {
     let path = staging.folder().join(&piece.path);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed(parent))?;
@@ -220,13 +226,18 @@ fn make(model: &Model, piece: &Piece, tokens: &[usize], staging: &Staging, ledge
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(failed(&path))?;
     }
-    match program(model, piece, tokens)? {
-        Some(program) => {
-            package::write(&program, &path)?;
+    let entries = match &options.reuse {
+        Some(baseline) if baseline.has(piece.kind) => baseline.take(&piece.path, staging.folder())?,
+        _ => {
+            match program(model, piece, &options.tokens)? {
+                Some(program) => {
+                    package::write(&program, &path)?;
+                }
+                None => write_embedding(model, &path)?,
+            }
+            entries(&path, &piece.path)?
         }
-        None => write_embedding(model, &path)?,
-    }
-    let entries = entries(&path, &piece.path)?;
+    };
     ledger.enter(&piece.path, &entries).map_err(failed(staging.folder()))?;
     Ok(entries)
 }
@@ -280,7 +291,8 @@ fn shards(plan: &Plan, kind: Kind) -> Vec<Shard> {
     plan.pieces.iter().filter(|p| p.kind == kind).map(shard).collect()
 }
 
-fn source(model: &Model) -> Source {
+/// The source as a manifest names it: a read of the whole file.
+pub fn source(model: &Model) -> Source {
     let mut hasher = blake3::Hasher::new();
     for part in model.source.parts() {
         hasher.update_rayon(part);

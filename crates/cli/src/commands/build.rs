@@ -3,15 +3,19 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Instant;
 
 use anemone_bundle::{Manifest, layout};
 use anemone_chat::{ChatTemplate, Tokenizer};
+use anemone_gate::journal::{self, Heading, Line};
+use anemone_gate::residency::{self, Place, Prediction, Rules, Target};
 use anemone_gguf::{Gguf, optional};
 use anemone_lower::build::Piece;
-use anemone_lower::{self as lower, Access, LayerCut, Model, Plan, contract};
+use anemone_lower::{self as lower, Access, Baseline, LayerCut, Model, Plan, contract};
 use anyhow::{Context, Result};
 use clap::Parser;
 
+use super::target::TargetArgs;
 use crate::Outcome;
 use crate::options::{WeightsArg, file_name, open_source};
 use crate::ui::{self, Ui};
@@ -30,6 +34,13 @@ pub struct Args {
     pub output: Option<PathBuf>,
     #[command(flatten)]
     pub cut: Cut,
+    /// Take head slices and embedding from this bundle, by hash: it must have the same source, contract, tokens and head slices.
+    #[arg(long, value_name = "BUNDLE")]
+    pub reuse: Option<PathBuf>,
+    /// What this build is to show: opens an entry in the journal before work starts. A build that fails leaves the entry in
+    /// <OUTPUT>.journal.jsonl, where the next one takes it up.
+    #[arg(long, value_name = "TEXT")]
+    pub intent: Option<String>,
     /// Go on from what an earlier build of the same request finished, after checking its hashes; keep what is finished if
     /// this one fails too.
     #[arg(long)]
@@ -49,6 +60,8 @@ pub struct Args {
     /// Check the pieces that jobs made, and make the bundle of them.
     #[arg(long, group = "instead", conflicts_with = "resume")]
     pub join: bool,
+    #[command(flatten)]
+    pub target: TargetArgs,
 }
 
 /// What a build can be told about its result.
@@ -76,9 +89,10 @@ pub struct Cut {
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let source = open_source(&args.model)?;
-    let prepared = prepare(&args.model, source, &args.cut)?;
+    let mut prepared = prepare(&args.model, source, &args.cut)?;
+    prepared.options.reuse = args.reuse.as_deref().map(Baseline::open).transpose()?;
     if args.dry_run {
-        show_plan(&prepared, args.json)?;
+        show_plan(&prepared, args.target.target(), args.json)?;
         return Ok(Outcome::Done);
     }
     if args.plan {
@@ -91,10 +105,17 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         ui.say(format_args!("job {number}: {} is finished", prepared.plan.pieces[number].path));
         return Ok(Outcome::Done);
     }
-    let manifest = match args.join {
-        true => lower::join(&prepared.model, &prepared.options, target)?,
-        false => build(&prepared, target, if args.resume { Access::Resumable } else { Access::Alone }, ui)?,
+    let work = || match args.join {
+        true => Ok(lower::join(&prepared.model, &prepared.options, target)?),
+        false => build(&prepared, target, if args.resume { Access::Resumable } else { Access::Alone }, ui),
     };
+    let manifest = match &args.intent {
+        Some(intent) => recorded(&prepared, target, intent, args.reuse.as_deref(), work)?,
+        None => work()?,
+    };
+    if journal::beside(target).exists() {
+        journal::adopt(target).with_context(|| format!("{}: journal", target.display()))?;
+    }
     let total: u64 = manifest.files.values().map(|f| f.bytes).sum();
     let shards = (manifest.layers.len(), manifest.head.len());
     ui.say(format_args!(
@@ -106,6 +127,45 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         ui::bytes(total)
     ));
     Ok(Outcome::Done)
+}
+
+/// Does the work between the lines of a journal's entry: the intent and the setup are on disk before it starts, and what came
+/// of it after, whichever it was.
+fn recorded(
+    prepared: &Prepared,
+    target: &Path,
+    intent: &str,
+    reuse: Option<&Path>,
+    work: impl FnOnce() -> Result<Manifest>,
+) -> Result<Manifest> {
+    let Prepared { model, options, plan } = prepared;
+    let path = journal::beside(target);
+    let write = |lines: &[Line]| journal::append(&path, lines).with_context(|| path.display().to_string());
+    let shards: Vec<String> = plan.topology.layers.iter().map(|r| format!("{}-{}", r.start, r.end)).collect();
+    let reuse = reuse.map_or(String::new(), |b| format!("; head and embedding of {}", file_name(b)));
+    let setup = format!(
+        "source {} (BLAKE3 {}); contract {}; layers {}; {} head slices; {} weights; context {}; tokens {:?}{reuse}",
+        model.file_name,
+        lower::build::source(model).blake3,
+        model.contract.hash(),
+        shards.join(","),
+        plan.topology.head.len(),
+        model.contract.weights,
+        model.contract.context,
+        options.tokens,
+    );
+    write(&[Line::now(Heading::Intent, intent, None), Line::now(Heading::Setup, setup, None)])?;
+    let start = Instant::now();
+    let built = work();
+    write(&[match &built {
+        Ok(manifest) => {
+            let total: u64 = manifest.files.values().map(|f| f.bytes).sum();
+            let text = format!("built in {:.1} s: {} bytes in {} files", start.elapsed().as_secs_f64(), total, manifest.files.len());
+            Line::now(Heading::Result, text, Some(&manifest.hash()))
+        }
+        Err(e) => Line::now(Heading::Result, format!("the build failed: {e:#}"), None),
+    }])?;
+    built
 }
 
 /// A model, and options that fit it.
@@ -129,7 +189,7 @@ pub fn prepare(path: &Path, source: Arc<Gguf>, cut: &Cut) -> Result<Prepared> {
         (None, None) => LayerCut::Default,
     };
     let tokens = cut.tokens.clone().unwrap_or_else(|| vec![1, DEFAULT_PREFILL.min(model.contract.context)]);
-    let options = lower::Options { layers, head_slices: cut.head_slices, tokens, host_files };
+    let options = lower::Options { layers, head_slices: cut.head_slices, tokens, reuse: None, host_files };
     let plan = Plan::new(&model, &options)?;
     Ok(Prepared { model, options, plan })
 }
@@ -166,23 +226,47 @@ fn jobs(prepared: &Prepared) -> Vec<serde_json::Value> {
     prepared.plan.pieces.iter().enumerate().map(|(number, p)| piece(number, p)).collect()
 }
 
-fn show_plan(prepared: &Prepared, json: bool) -> Result<()> {
+fn show_plan(prepared: &Prepared, target: Target, json: bool) -> Result<()> {
     let Prepared { model, options, plan } = prepared;
+    // Programs without their weights: types and sizes are all that a prediction looks at.
+    let predict = |p: &Piece| -> Result<Option<Prediction>> {
+        let program = lower::build::program(model, p, &options.tokens)?;
+        Ok(program.map(|program| residency::predict(&program, Rules::known(), target)))
+    };
+    let predicted: Vec<_> = plan.pieces.iter().map(predict).collect::<Result<_>>()?;
     if json {
+        let mut pieces = jobs(prepared);
+        for (piece, prediction) in pieces.iter_mut().zip(&predicted) {
+            piece["placement"] = serde_json::json!(prediction.as_ref().map(|p| {
+                serde_json::json!({
+                    "target": p.target, "place": p.place(), "ane": p.count(Place::Ane), "total": p.total(), "rules": p.rules(),
+                })
+            }));
+        }
         let value = serde_json::json!({
             "contract": model.contract,
             "contract_hash": model.contract.hash(),
             "tokens": options.tokens,
-            "pieces": jobs(prepared),
+            "pieces": pieces,
             "bytes": plan.bytes(),
         });
         println!("{}", serde_json::to_string_pretty(&value)?);
         return Ok(());
     }
-    let row = |p: &Piece| {
-        vec![p.path.clone(), format!("{}-{}", p.range.start, p.range.end), ui::bytes(p.weight_bytes).to_string()]
+    let row = |(p, prediction): (&Piece, &Option<Prediction>)| {
+        let range = format!("{}-{}", p.range.start, p.range.end);
+        let placement = prediction.as_ref().map_or("host".to_owned(), Prediction::summary);
+        vec![p.path.clone(), range, ui::bytes(p.weight_bytes).to_string(), placement]
     };
-    ui::table(&["file", "layers or rows", "weights"], &plan.pieces.iter().map(row).collect::<Vec<_>>());
+    let rows: Vec<_> = plan.pieces.iter().zip(&predicted).map(row).collect();
+    ui::table(&["file", "layers or rows", "weights", "predicted placement"], &rows);
     println!("\n{} in all, {} weights, context {}", ui::bytes(plan.bytes()), model.contract.weights, model.contract.context);
+    let mut against: Vec<String> = predicted.iter().flatten().flat_map(Prediction::rules).flat_map(|r| r.against).collect();
+    against.sort();
+    against.dedup();
+    if !against.is_empty() {
+        println!("\nPlacement is predicted from rules; nothing ran. Sources that say otherwise for some of these ops:");
+        against.iter().for_each(|line| println!("  {line}"));
+    }
     Ok(())
 }

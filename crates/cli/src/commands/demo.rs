@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Instant;
 
 use anemone_chat::generate::generate;
+use anemone_gate::residency::Target;
 use anemone_gate::{Subject, Verdict, smoke};
 use anemone_lower::Access;
 use anyhow::{Context, Result};
@@ -68,8 +69,8 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
 
     heading("3. The gates");
     let subject = Subject::open(&bundle, source)?;
-    let gates = [Gate::Contract, Gate::Compile, Gate::Weights, Gate::RangeGolden, Gate::StackGolden];
-    let findings = gate::judge(&subject, &gates, &ProofArgs::default(), &args.runtime, ui)?;
+    let gates = [Gate::Contract, Gate::Compile, Gate::Residency, Gate::Weights, Gate::RangeGolden, Gate::StackGolden];
+    let findings = gate::judge(&subject, &gates, Target::default(), &ProofArgs::default(), &args.runtime, ui)?;
     gate::show(&findings);
     if findings.iter().any(|f| f.verdict == Verdict::Failed) {
         return Ok(Outcome::Failed);

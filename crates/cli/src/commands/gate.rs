@@ -3,11 +3,14 @@
 use std::io::Write;
 use std::path::PathBuf;
 
+use anemone_gate::residency::{self, Target};
 use anemone_gate::{Finding, Subject, Verdict, compile, contract, evidence};
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
 use super::proof::ProofArgs;
+use super::target::TargetArgs;
+use super::{journal, smoke};
 use crate::Outcome;
 use crate::options::{RuntimeArgs, open_source};
 use crate::ui::{self, Ui};
@@ -36,6 +39,8 @@ pub struct Args {
     #[command(flatten)]
     pub proof: ProofArgs,
     #[command(flatten)]
+    pub target: TargetArgs,
+    #[command(flatten)]
     pub runtime: RuntimeArgs,
 }
 
@@ -46,6 +51,8 @@ pub enum Gate {
     Contract,
     /// Every package is well formed.
     Compile,
+    /// Where every op would be placed: a prediction.
+    Residency,
     /// Every row that a package stores is the source's, as near as its encoding allows.
     Weights,
     /// Every shard computes what the reference computes over the same layers.
@@ -54,14 +61,19 @@ pub enum Gate {
     StackGolden,
     /// The fused chain is the one-layer chain of `--baseline`.
     Parity,
+    /// The answer to "write hello world in Erlang" is a program that does it. Runs when asked for by name: a model that
+    /// never learned Erlang has not failed.
+    Smoke,
 }
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let source = open_source(&args.source)?;
     let subject = Subject::open(&args.bundle, source)?;
-    let gates = if args.only.is_empty() { Gate::value_variants().to_vec() } else { args.only.clone() };
-    let findings = judge(&subject, &gates, &args.proof, &args.runtime, ui)?;
+    let by_default = Gate::value_variants().iter().copied().filter(|g| *g != Gate::Smoke);
+    let gates = if args.only.is_empty() { by_default.collect() } else { args.only.clone() };
+    let findings = judge(&subject, &gates, args.target.target(), &args.proof, &args.runtime, ui)?;
     evidence::append(&args.bundle, &findings).with_context(|| format!("{}: evidence", args.bundle.display()))?;
+    journal::record(&args.bundle, &findings)?;
     if let Some(path) = &args.json {
         let text = serde_json::to_vec_pretty(&findings)?;
         std::fs::File::create(path).and_then(|mut f| f.write_all(&text)).with_context(|| path.display().to_string())?;
@@ -80,6 +92,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
 pub fn judge(
     subject: &Subject,
     gates: &[Gate],
+    target: Target,
     proof: &ProofArgs,
     runtime: &RuntimeArgs,
     ui: &Ui,
@@ -93,6 +106,8 @@ pub fn judge(
                 findings.extend(contract::judge(subject, |bytes| bar.advance(bytes)));
             }
             Gate::Compile => findings.extend(compile::judge(subject)),
+            Gate::Residency => findings.extend(residency::judge(subject, target)),
+            Gate::Smoke => findings.push(smoke::judge(&subject.folder, &subject.manifest, None, smoke::MAX_TOKENS, runtime, ui)?.0),
             Gate::Weights | Gate::RangeGolden | Gate::StackGolden | Gate::Parity => {
                 findings.extend(proof.judge(*gate, subject, runtime, ui)?);
             }

@@ -2,9 +2,15 @@
 
 pub mod build;
 pub mod chat;
+pub mod check;
 pub mod demo;
+pub mod export;
 pub mod gate;
 pub mod generate;
 pub mod inspect;
+pub mod journal;
 pub mod proof;
+pub mod report;
 pub mod run;
+pub mod smoke;
+pub mod target;

@@ -89,7 +89,7 @@ impl ProofArgs {
                 let baseline = Run { engine: &baseline, measured_on: portable.describe(), numerics };
                 parity::judge(subject, &run, &baseline, &prompts, max_tokens, |_| bar.advance(1))?
             }
-            Gate::Contract | Gate::Compile => Vec::new(),
+            Gate::Contract | Gate::Compile | Gate::Residency | Gate::Smoke => Vec::new(),
         })
     }
 }

@@ -97,6 +97,7 @@ impl Base {
             layers: LayerCut::Ranges(self.topology().to_owned()),
             head_slices: Some(2),
             tokens: vec![1, 16],
+            reuse: None,
             host_files: Default::default(),
         };
         build(&model, &options, target, Access::Alone, &Silent).map(drop)
