@@ -121,7 +121,8 @@ impl Engine {
         let embedding = map(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
         let expected = 2 * manifest.contract.vocab as u64 * manifest.contract.width as u64;
         if embedding.len() as u64 != expected {
-            let reason = format!("is {} bytes, and the contract's vocabulary and width make {expected}", embedding.len());
+            let reason =
+                format!("is {} bytes, and the contract's vocabulary and width make {expected}", embedding.len());
             return Err(manifest::Error::File { path, reason }.into());
         }
         let float = layers[0].model.float();
@@ -320,7 +321,9 @@ fn function(model: &dyn Model, tokens: usize, contract: &Contract) -> Result<Fun
             "rope_cos" | "rope_sin" => vec![tokens, half],
             "attn_mask" => vec![1, 1, tokens, s],
             "kv_write_mask" => vec![1, 1, s, tokens],
-            other => return Err(format!("function `{name}` has an input `{other}` that the shard interface does not know")),
+            other => {
+                return Err(format!("function `{name}` has an input `{other}` that the shard interface does not know"));
+            }
         };
         if port.shape.iter().copied().collect::<Option<Vec<_>>>().as_ref() != Some(&expected) {
             return Err(format!("function `{name}`: input `{}` is {:?}, expected {expected:?}", port.name, port.shape));

@@ -1,8 +1,8 @@
 //! What a host computes for the shards: rotary tables, masks, embedding rows. Nothing else of the model lives outside them.
 
 use anemone_bundle::Contract;
-use anemone_exec::{Data, Tensor};
 use anemone_exec::Dtype;
+use anemone_exec::{Data, Tensor};
 use half::f16;
 
 /// The mask's value where a token may not look: large enough that softmax gives 0, small enough to stay finite in fp16.

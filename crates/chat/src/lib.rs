@@ -26,5 +26,5 @@ pub use prompt::{Conversation, Message, Prompt, encode_chat};
 pub use sample::{Choice, Sampler, SamplingOptions};
 pub use stop::StopStrings;
 pub use template::ChatTemplate;
-pub use voice::Voice;
 pub use tokenizer::{Control, Special, StreamDecoder, Tokenizer, TokenizerConfig};
+pub use voice::Voice;

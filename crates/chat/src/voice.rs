@@ -4,11 +4,11 @@ use std::path::Path;
 
 use anemone_bundle::layout;
 
+use crate::Error;
 use crate::engine;
 use crate::prompt::{Conversation, Prompt, encode_chat};
 use crate::template::ChatTemplate;
 use crate::tokenizer::{Special, Tokenizer};
-use crate::Error;
 
 /// A bundle's tokenizer and template.
 pub struct Voice {

@@ -21,7 +21,8 @@ struct Cli {
     command: Command,
 }
 
-const EXIT_CODES: &str = "Exit codes: 0 done; 1 a gate or comparison failed; 2 the request was bad or could not be met; 3 not all was
+const EXIT_CODES: &str =
+    "Exit codes: 0 done; 1 a gate or comparison failed; 2 the request was bad or could not be met; 3 not all was
 proven that `gate --strict` asks for.
 
 Example: anemone demo";

@@ -88,7 +88,12 @@ pub fn table(header: &[&str], rows: &[Vec<String>]) {
         println!("{}", padded.trim_end());
     };
     line(header.to_vec());
-    line(widths.iter().map(|&w| &"--------------------------------------------------------------------------------"[..w.min(80)]).collect());
+    line(
+        widths
+            .iter()
+            .map(|&w| &"--------------------------------------------------------------------------------"[..w.min(80)])
+            .collect(),
+    );
     for row in rows {
         line(row.iter().map(String::as_str).collect());
     }

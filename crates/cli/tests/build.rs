@@ -55,8 +55,7 @@ fn a_killed_build_leaves_no_bundle_and_the_next_one_succeeds() {
     let model = fixture(MINIATURE);
     let args = ["build", model.to_str().unwrap(), "-o", target.to_str().unwrap()];
     for delay in [0, 5, 10, 20, 40] {
-        let mut child =
-            Command::new(env!("CARGO_BIN_EXE_anemone")).args(args).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_anemone")).args(args).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(delay));
         child.kill().unwrap();
         child.wait().unwrap();
@@ -93,8 +92,7 @@ fn a_killed_build_is_resumed_to_the_same_bytes() {
     let mut args = vec!["build", model.to_str().unwrap(), "-o", target.to_str().unwrap(), "--resume"];
     args.extend(cut);
     for delay in (0..60).step_by(3) {
-        let mut child =
-            Command::new(env!("CARGO_BIN_EXE_anemone")).args(&args).stderr(Stdio::null()).spawn().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_anemone")).args(&args).stderr(Stdio::null()).spawn().unwrap();
         std::thread::sleep(std::time::Duration::from_millis(delay));
         child.kill().unwrap();
         child.wait().unwrap();

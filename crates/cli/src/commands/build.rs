@@ -160,7 +160,12 @@ fn recorded(
     write(&[match &built {
         Ok(manifest) => {
             let total: u64 = manifest.files.values().map(|f| f.bytes).sum();
-            let text = format!("built in {:.1} s: {} bytes in {} files", start.elapsed().as_secs_f64(), total, manifest.files.len());
+            let text = format!(
+                "built in {:.1} s: {} bytes in {} files",
+                start.elapsed().as_secs_f64(),
+                total,
+                manifest.files.len()
+            );
             Line::now(Heading::Result, text, Some(&manifest.hash()))
         }
         Err(e) => Line::now(Heading::Result, format!("the build failed: {e:#}"), None),
@@ -260,8 +265,14 @@ fn show_plan(prepared: &Prepared, target: Target, json: bool) -> Result<()> {
     };
     let rows: Vec<_> = plan.pieces.iter().zip(&predicted).map(row).collect();
     ui::table(&["file", "layers or rows", "weights", "predicted placement"], &rows);
-    println!("\n{} in all, {} weights, context {}", ui::bytes(plan.bytes()), model.contract.weights, model.contract.context);
-    let mut against: Vec<String> = predicted.iter().flatten().flat_map(Prediction::rules).flat_map(|r| r.against).collect();
+    println!(
+        "\n{} in all, {} weights, context {}",
+        ui::bytes(plan.bytes()),
+        model.contract.weights,
+        model.contract.context
+    );
+    let mut against: Vec<String> =
+        predicted.iter().flatten().flat_map(Prediction::rules).flat_map(|r| r.against).collect();
     against.sort();
     against.dedup();
     if !against.is_empty() {

@@ -49,7 +49,10 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let mut input = Input::new()?;
     if std::io::stdin().is_terminal() {
         let m = speaker.engine.manifest();
-        ui.say(format_args!("{} ({} weights, context {}). /quit leaves.", m.name, m.contract.weights, m.contract.context));
+        ui.say(format_args!(
+            "{} ({} weights, context {}). /quit leaves.",
+            m.name, m.contract.weights, m.contract.context
+        ));
     }
     while let Some(line) = input.next()? {
         match line.trim() {
@@ -72,7 +75,11 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
             let mut listen = |piece: &str| {
                 print!("{piece}");
                 let shown = std::io::stdout().flush();
-                if shown.is_err() || interrupted.load(Ordering::Relaxed) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                if shown.is_err() || interrupted.load(Ordering::Relaxed) {
+                    ControlFlow::Break(())
+                } else {
+                    ControlFlow::Continue(())
+                }
             };
             generate(&mut session, &speaker.voice.tokenizer, &prompt.ids, &mut sampler, &limits, &mut listen)
         });

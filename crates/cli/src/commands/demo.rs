@@ -46,7 +46,9 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         None => temporary.path().to_owned(),
     };
     let model = folder.join("miniature.gguf");
-    std::fs::File::create_new(&model).and_then(|mut f| f.write_all(MODEL)).with_context(|| model.display().to_string())?;
+    std::fs::File::create_new(&model)
+        .and_then(|mut f| f.write_all(MODEL))
+        .with_context(|| model.display().to_string())?;
 
     heading("1. The contract, read from the GGUF");
     inspect::contract(&model)?;

@@ -17,10 +17,12 @@ use crate::ui::{self, Ui};
 
 /// Judge a bundle against the model it was built from. Findings are appended to the bundle's evidence.
 #[derive(Parser)]
-#[command(after_help = "Exit codes: 0 no gate failed; 1 a gate failed; 2 the request was bad; 3 with --strict, a verdict is \
+#[command(
+    after_help = "Exit codes: 0 no gate failed; 1 a gate failed; 2 the request was bad; 3 with --strict, a verdict is \
     only predicted, well-formed or skipped.
 
-Example: anemone gate phi4-mini.anemone --source phi4-mini.gguf --json verdicts.json")]
+Example: anemone gate phi4-mini.anemone --source phi4-mini.gguf --json verdicts.json"
+)]
 pub struct Args {
     /// The bundle.
     pub bundle: PathBuf,
@@ -107,7 +109,9 @@ pub fn judge(
             }
             Gate::Compile => findings.extend(compile::judge(subject)),
             Gate::Residency => findings.extend(residency::judge(subject, target)),
-            Gate::Smoke => findings.push(smoke::judge(&subject.folder, &subject.manifest, None, smoke::MAX_TOKENS, runtime, ui)?.0),
+            Gate::Smoke => {
+                findings.push(smoke::judge(&subject.folder, &subject.manifest, None, smoke::MAX_TOKENS, runtime, ui)?.0)
+            }
             Gate::Weights | Gate::RangeGolden | Gate::StackGolden | Gate::Parity => {
                 findings.extend(proof.judge(*gate, subject, runtime, ui)?);
             }

@@ -19,10 +19,12 @@ use crate::ui::Ui;
 /// Answer one prompt, or a file of them.
 #[derive(Parser)]
 #[command(group = ArgGroup::new("what").required(true).args(["prompt", "messages", "ids", "batch"]))]
-#[command(after_help = "Each line of a --batch file has `id` and either `messages` or `ids`, and may have `max_tokens`; each line of the \
+#[command(
+    after_help = "Each line of a --batch file has `id` and either `messages` or `ids`, and may have `max_tokens`; each line of the \
     result repeats `id` and has `prompt_ids`, `ids` (the stop token included), `text`, `finish` and `timings`.
 
-Example: anemone generate phi4-mini.anemone --prompt 'write hello world in Erlang' --greedy")]
+Example: anemone generate phi4-mini.anemone --prompt 'write hello world in Erlang' --greedy"
+)]
 pub struct Args {
     /// The bundle.
     pub bundle: PathBuf,

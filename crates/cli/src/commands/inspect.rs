@@ -79,7 +79,8 @@ fn gguf(path: &Path, json: bool) -> Result<()> {
         let entry = types.entry(t.ty.name()).or_default();
         *entry = (entry.0 + 1, entry.1 + t.len);
     }
-    let rows = types.iter().map(|(ty, (n, bytes))| vec![(*ty).to_owned(), n.to_string(), ui::bytes(*bytes).to_string()]);
+    let rows =
+        types.iter().map(|(ty, (n, bytes))| vec![(*ty).to_owned(), n.to_string(), ui::bytes(*bytes).to_string()]);
     ui::table(&["type", "tensors", "size"], &rows.collect::<Vec<_>>());
     println!();
     show_metadata(&source);
@@ -103,7 +104,9 @@ fn describe(value: &Value) -> String {
     const LONG: usize = 60;
     match value {
         Value::Array(a) => format!("{} of {}", a.len(), a.type_name()),
-        Value::String(s) if s.chars().count() > LONG => format!("{:?}... ({} bytes)", s.chars().take(LONG).collect::<String>(), s.len()),
+        Value::String(s) if s.chars().count() > LONG => {
+            format!("{:?}... ({} bytes)", s.chars().take(LONG).collect::<String>(), s.len())
+        }
         Value::String(s) => format!("{s:?}").trim_matches('"').to_owned(),
         Value::Bool(b) => b.to_string(),
         Value::F32(v) => v.to_string(),
@@ -134,7 +137,11 @@ fn contract_row(field: &str, value: &Json, origins: &BTreeMap<String, String>) -
     let text = match value {
         Json::Array(a) if a.len() > 8 => {
             let all_equal = a.windows(2).all(|w| w[0] == w[1]);
-            if all_equal { format!("{} times {}", a.len(), a[0]) } else { format!("{} values, {} to {}", a.len(), a[0], a[a.len() - 1]) }
+            if all_equal {
+                format!("{} times {}", a.len(), a[0])
+            } else {
+                format!("{} values, {} to {}", a.len(), a[0], a[a.len() - 1])
+            }
         }
         Json::String(s) => s.clone(),
         // Contracts hold f32: printed as f64 they grow digits that nobody wrote.

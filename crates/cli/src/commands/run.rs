@@ -13,7 +13,9 @@ use crate::ui::{self, Ui};
 
 /// Execute any ML Program package, its own or anyone's: one call per input file, with state kept between calls.
 #[derive(Parser)]
-#[command(after_help = "Example: anemone run model.mlpackage --inputs a.npz b.npz --outputs out --expect want_a.npz want_b.npz")]
+#[command(
+    after_help = "Example: anemone run model.mlpackage --inputs a.npz b.npz --outputs out --expect want_a.npz want_b.npz"
+)]
 pub struct Args {
     /// The package.
     pub package: PathBuf,
@@ -44,7 +46,11 @@ const MAX_ELEMENTS: usize = 1 << 28;
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     if !args.expect.is_empty() && args.expect.len() != args.inputs.len() {
-        bail!("--expect has {} files and --inputs {}: one is needed for each call", args.expect.len(), args.inputs.len());
+        bail!(
+            "--expect has {} files and --inputs {}: one is needed for each call",
+            args.expect.len(),
+            args.inputs.len()
+        );
     }
     let model = args.runtime.portable().load(&args.package)?;
     let function = find(model.as_ref(), args.function.as_deref())?;
@@ -69,7 +75,12 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     }
     if mismatches.is_empty() {
         if !args.expect.is_empty() {
-            ui.say(format_args!("{} calls, all outputs within atol {} and rtol {}", args.inputs.len(), args.atol, args.rtol));
+            ui.say(format_args!(
+                "{} calls, all outputs within atol {} and rtol {}",
+                args.inputs.len(),
+                args.atol,
+                args.rtol
+            ));
         }
         return Ok(Outcome::Done);
     }
@@ -90,7 +101,12 @@ fn read_inputs(path: &Path, signature: &Signature, float: Dtype) -> Result<Vec<T
     let known = |name: &String| signature.input(name).is_some();
     if let Some(name) = npz.names().iter().find(|n| !known(n)) {
         let names: Vec<&str> = signature.inputs.iter().map(|p| p.name.as_str()).collect();
-        bail!("{}: array `{name}` is no input of function `{}`, which takes {}", path.display(), signature.name, names.join(", "));
+        bail!(
+            "{}: array `{name}` is no input of function `{}`, which takes {}",
+            path.display(),
+            signature.name,
+            names.join(", ")
+        );
     }
     let read = |port: &anemone_exec::Port| {
         let fixed = port.shape.iter().try_fold(1usize, |n, d| n.checked_mul((*d)?));
@@ -110,13 +126,22 @@ fn compare(call: usize, path: &Path, found: &[(&str, &Tensor)], atol: f64, rtol:
         };
         let expected = npz.read(&name, Dtype::F32, tensor.data().len().max(1))?;
         if expected.shape() != tensor.shape() {
-            bail!("{}: array `{name}` is {:?}, and the output is {:?}", path.display(), expected.shape(), tensor.shape());
+            bail!(
+                "{}: array `{name}` is {:?}, and the output is {:?}",
+                path.display(),
+                expected.shape(),
+                tensor.shape()
+            );
         }
         let (found, expected) = (tensor.to_f32(), expected.to_f32());
         // Infinities and NaN agree only with themselves.
         let excess = |f: f32, e: f32| {
             let (f, e) = (f64::from(f), f64::from(e));
-            if f == e || (f.is_nan() && e.is_nan()) { 0.0 } else { ((f - e).abs() / (atol + rtol * e.abs())).min(f64::MAX) }
+            if f == e || (f.is_nan() && e.is_nan()) {
+                0.0
+            } else {
+                ((f - e).abs() / (atol + rtol * e.abs())).min(f64::MAX)
+            }
         };
         let worst = found.iter().zip(&expected).map(|(&f, &e)| excess(f, e)).enumerate();
         let worst = worst.max_by(|a, b| a.1.max(0.0).total_cmp(&b.1.max(0.0)));
