@@ -325,40 +325,29 @@ fn cosines(manifest: &Manifest, findings: &[Finding]) -> Option<Chart> {
     Some(Chart { svg, rows, note: note.into() })
 }
 
-/// How near each package's largest magnitudes come to where fp16 ends: figures named `headroom`, of whichever gate.
+/// How near each layer's largest magnitude comes to where fp16 ends, on the oldest chip: figures named `layers` that carry a
+/// `headroom`, how many times larger the value could have been.
 fn headroom(findings: &[Finding]) -> Option<Chart> {
-    const SHOWN: usize = 24;
-    let mut all: Vec<(String, f64, f64)> = Vec::new();
-    for finding in findings {
-        for entry in finding.figures["headroom"].as_array().into_iter().flatten() {
-            let number = |name: &str| entry[name].as_f64();
-            let name = ["value", "op", "layer"].iter().find_map(|n| entry[*n].as_str());
-            let (Some(name), Some(largest), Some(limit)) = (name, number("largest"), number("limit")) else { continue };
-            if limit > 0.0 && !all.iter().any(|(n, l, _)| n == name && *l == largest) {
-                all.push((name.to_owned(), largest, limit));
-            }
-        }
+    let mut all: Vec<(u64, String, f64)> = Vec::new();
+    for entry in findings.iter().flat_map(|f| f.figures["layers"].as_array().into_iter().flatten()) {
+        let (Some(layer), Some(value)) = (entry["layer"].as_u64(), entry["value"].as_str()) else { continue };
+        let Some(headroom) = entry["headroom"].as_f64().filter(|h| *h > 0.0) else { continue };
+        all.push((layer, value.to_owned(), headroom));
     }
-    let part = |(_, largest, limit): &(String, f64, f64)| largest / limit;
-    all.sort_by(|a, b| part(b).total_cmp(&part(a)));
-    let total = all.len();
-    all.truncate(SHOWN);
     if all.is_empty() {
         return None;
     }
-    let class = |share: f64| if share > 1.0 { "bad" } else { "tight" };
-    let bars: Vec<_> = all.iter().map(|a| (a.0.clone(), vec![(class(part(a)), part(a))])).collect();
-    let rows = all
-        .iter()
-        .map(|a| vec![a.0.clone(), format!("{:.4e}", a.1), format!("{}", a.2), format!("{:.1}x", a.2 / a.1)])
-        .collect();
-    let tick = |d: i32| if d == 0 { "limit".into() } else { format!("1/{}", 10u64.pow(d.unsigned_abs())) };
-    let svg = Bars { decades: (-5, 0), tick: &tick }.draw(&bars, "Largest magnitude of each op as a part of its limit");
-    Some(Chart {
-        svg,
-        rows,
-        note: format!("The {} ops nearest to their limit, of {total}. Shorter is safer.", all.len()),
-    })
+    all.sort_by_key(|a| a.0);
+    let class = |headroom: f64| if headroom < 1.0 { "bad" } else { "tight" };
+    let bars: Vec<_> = all.iter().map(|a| (format!("layer {}", a.0), vec![(class(a.2), 1.0 / a.2)])).collect();
+    let rows = all.into_iter().map(|(layer, value, h)| vec![layer.to_string(), value, format!("{h:.1}x")]).collect();
+    let tick = |d: i32| match d {
+        0 => "the limit".to_owned(),
+        d => format!("1/{}", 10u64.pow(d.unsigned_abs())),
+    };
+    let svg = Bars { decades: (-4, 0), tick: &tick }.draw(&bars, "Largest magnitude of each layer as a part of its limit");
+    let note = "The value of each layer that comes nearest to its limit on an M1, as a part of that limit. Shorter is safer.";
+    Some(Chart { svg, rows, note: note.into() })
 }
 
 fn placement(findings: &[Finding]) -> Vec<Placement> {
@@ -398,4 +387,42 @@ fn timings(findings: &[Finding]) -> Vec<(String, String, String)> {
         }
     }
     rows
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    fn finding(figures: Value) -> Finding {
+        Finding {
+            gate: "a-gate".into(),
+            subject: "layers/00-02.mlpackage".into(),
+            verdict: Verdict::Passed,
+            measured_on: "a device".into(),
+            bundle: String::new(),
+            message: String::new(),
+            figures,
+        }
+    }
+
+    #[test]
+    fn headroom_is_drawn_where_there_are_figures_and_what_overflows_stands_out() {
+        assert!(headroom(&[finding(Value::Null)]).is_none());
+        let layers = json!([{"layer": 1, "value": "blk_1_gated", "headroom": 0.5}, {"layer": 0, "value": "blk_0_<x>", "headroom": 20.0}]);
+        let chart = headroom(&[finding(json!({"layers": layers}))]).unwrap();
+        assert_eq!(chart.rows, [["0", "blk_0_<x>", "20.0x"], ["1", "blk_1_gated", "0.5x"]]);
+        assert_eq!(chart.svg.matches(r#"class="bad""#).count(), 1);
+        assert!(!chart.svg.contains("<x>"));
+    }
+
+    #[test]
+    fn the_worst_verdict_stands_for_a_gate() {
+        let failed = Finding { verdict: Verdict::Failed, ..finding(Value::Null) };
+        let all = gates(&[finding(Value::Null), failed, finding(Value::Null)]);
+        assert_eq!((all.len(), all[0].worst, all[0].parts.len()), (1, Verdict::Failed, 3));
+        assert_eq!(bytes(999), "999 B");
+        assert_eq!(bytes(2_015_800_000), "2.02 GB");
+    }
 }
