@@ -56,7 +56,7 @@ fn noise(seed: u64, n: usize) -> Vec<u8> {
 fn every_type() -> Result<Vec<u8>, anemone_gguf::Error> {
     let mut writer = Writer::new("llama");
     for (i, &ty) in BlockType::ALL.iter().enumerate() {
-        writer.tensor(ty.name(), &[ty.block_len(), 2], ty, noise(i as u64, 2 * ty.block_bytes()));
+        writer.tensor(ty.name(), &[2, ty.block_len()], ty, noise(i as u64, 2 * ty.block_bytes()));
     }
     writer.to_bytes()
 }
