@@ -342,7 +342,7 @@ fn headroom(findings: &[Finding]) -> Option<Chart> {
     let bars: Vec<_> = all.iter().map(|a| (format!("layer {}", a.0), vec![(class(a.2), 1.0 / a.2)])).collect();
     let rows = all.into_iter().map(|(layer, value, h)| vec![layer.to_string(), value, format!("{h:.1}x")]).collect();
     let tick = |d: i32| match d {
-        0 => "the limit".to_owned(),
+        0 => "limit".to_owned(),
         d => format!("1/{}", 10u64.pow(d.unsigned_abs())),
     };
     let svg = Bars { decades: (-4, 0), tick: &tick }.draw(&bars, "Largest magnitude of each layer as a part of its limit");
