@@ -36,11 +36,16 @@ impl RuntimeArgs {
             NumericsArg::Exact => Numerics::Exact,
             NumericsArg::Ane => Numerics::Ane,
         };
+        Portable::new(numerics, self.portable_options())
+    }
+
+    /// Its settings, whatever the numerics.
+    pub fn portable_options(&self) -> exec::Options {
         let mut options = exec::Options::default();
         if let Some(threads) = self.threads {
             options.threads = threads;
         }
-        Portable::new(numerics, options)
+        options
     }
 }
 

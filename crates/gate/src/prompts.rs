@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anemone_chat::{Conversation, Message, Voice};
+use anemone_chat::{Conversation, Message, Special, Voice};
 use serde::Deserialize;
 
 /// A prompt, and the answer where somebody knows it.
@@ -95,32 +95,53 @@ pub fn read(path: &Path, voice: &Voice) -> Result<Vec<Prompt>, Error> {
     Ok(prompts)
 }
 
-/// Questions with short answers that a model of any size was trained towards.
-const QUESTIONS: [&str; 8] = [
-    "write hello world in Erlang",
-    "What is the capital of France?",
-    "What is 2 + 2?",
-    "Name three colors.",
-    "What do bees make?",
-    "Translate to Spanish: good morning",
-    "What comes after Monday?",
-    "Write one sentence about the sea.",
+/// Questions that a model of any size was trained towards, each with an answer that any of them finds likely.
+const QUESTIONS: [(&str, &str); 12] = [
+    (
+        "write hello world in Erlang",
+        "```erlang\n-module(hello).\n-export([start/0]).\n\nstart() -> io:format(\"Hello, World!~n\").\n```",
+    ),
+    ("What is the capital of France?", "The capital of France is Paris."),
+    ("What is 2 + 2?", "2 + 2 = 4"),
+    ("Name three colors.", "Red, blue, and green."),
+    ("What do bees make?", "Bees make honey."),
+    ("What comes after Monday?", "Tuesday comes after Monday."),
+    ("How many days are there in a week?", "There are seven days in a week."),
+    ("What is the largest planet in our solar system?", "The largest planet in our solar system is Jupiter."),
+    ("Who wrote Romeo and Juliet?", "Romeo and Juliet was written by William Shakespeare."),
+    ("What is the opposite of hot?", "The opposite of hot is cold."),
+    (
+        "What is the boiling point of water?",
+        "The boiling point of water is 100 degrees Celsius (212 degrees Fahrenheit).",
+    ),
+    (
+        "Write one sentence about the sea.",
+        "The sea is a vast and beautiful expanse of water that covers most of the Earth.",
+    ),
 ];
 
 /// The first `count` of the built-in questions, as the model's template frames them; without a template, as plain text.
 pub fn builtin(voice: &Voice, count: usize) -> Result<Vec<Prompt>, Error> {
-    let prompt = |question: &&str| {
-        let ids = match voice.template {
-            Some(_) => {
-                let conversation = Conversation::new(vec![Message::new("user", question)]);
-                voice
-                    .prompt(&conversation)
-                    .map_err(|source| Error::Encode { name: (*question).to_owned(), source })?
-                    .ids
-            }
-            None => voice.text(question).ids,
-        };
-        Ok(Prompt { name: (*question).to_owned(), ids, expected: None })
+    let prompt = |(question, _): &(&str, &str)| {
+        Ok(Prompt { name: (*question).into(), ids: framed(voice, question)?, expected: None })
     };
     QUESTIONS.iter().take(count).map(prompt).collect()
+}
+
+/// The built-in questions with their answers, for who asks how likely a model finds them.
+pub fn builtin_answered(voice: &Voice) -> Result<Vec<Prompt>, Error> {
+    let prompt = |(question, answer): &(&str, &str)| {
+        let expected = Some(voice.tokenizer.encode(answer, Special::AsText));
+        Ok(Prompt { name: (*question).into(), ids: framed(voice, question)?, expected })
+    };
+    QUESTIONS.iter().map(prompt).collect()
+}
+
+fn framed(voice: &Voice, question: &str) -> Result<Vec<u32>, Error> {
+    if voice.template.is_none() {
+        return Ok(voice.text(question).ids);
+    }
+    let conversation = Conversation::new(vec![Message::new("user", question)]);
+    let prompt = voice.prompt(&conversation).map_err(|source| Error::Encode { name: question.to_owned(), source })?;
+    Ok(prompt.ids)
 }

@@ -15,6 +15,8 @@ pub enum Verdict {
     WellFormed,
     /// A prediction from rules; nothing has run.
     Predicted,
+    /// Measured, and what was measured decides nothing; the message says why.
+    Inconclusive,
     /// Not done, and the message says why.
     Skipped,
 }
@@ -27,6 +29,7 @@ impl Verdict {
             Verdict::Failed => "failed",
             Verdict::WellFormed => "well-formed",
             Verdict::Predicted => "predicted",
+            Verdict::Inconclusive => "inconclusive",
             Verdict::Skipped => "skipped",
         }
     }

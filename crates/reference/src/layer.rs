@@ -11,7 +11,14 @@ use crate::math::{Linear, dot, rms_norm, silu, softmax};
 use crate::model::LayerCache;
 use crate::stage::LayerTap;
 use crate::weights::{Part, Size, Weight, Weights};
-use crate::{Error, Hyperparameters, Rope, Stage};
+use crate::{Error, Hyperparameters, Rope, Stage, Variant};
+
+/// What a layer needs to know besides its weights.
+pub(crate) struct Terms<'a> {
+    pub hyper: &'a Hyperparameters,
+    pub rope: &'a Rope,
+    pub variant: &'a Variant,
+}
 
 /// A layer's weights in f32.
 #[derive(Debug)]
@@ -67,13 +74,13 @@ impl Layer {
     /// `cache` ends; their keys and values are appended to it. `tap`, where there is one, is told every stage.
     pub fn run(
         &self,
-        h: &Hyperparameters,
-        rope: &Rope,
+        terms: &Terms<'_>,
         hidden: &mut [f32],
         cache: &mut LayerCache,
         position: usize,
         mut tap: Option<&mut LayerTap<'_>>,
     ) {
+        let Terms { hyper: h, rope, variant } = *terms;
         // Only for who asks: over a long context they are larger than anything else here.
         let mut attention = tap.is_some().then(Attention::default);
         let mut tell = |stage, rows: &[f32]| {
@@ -81,7 +88,7 @@ impl Layer {
                 tap(stage, rows);
             }
         };
-        let normed = rms_norm(hidden, &self.attention_norm, h.eps);
+        let normed = norm(hidden, &self.attention_norm, terms);
         tell(Stage::AttentionNorm, &normed);
         let mut queries = self.query.apply(&normed);
         let mut keys = self.key.apply(&normed);
@@ -106,7 +113,7 @@ impl Layer {
         let rows = queries.chunks_exact(h.q_rows()).zip(attended.chunks_exact_mut(h.q_rows()));
         let positions = position + rows.len();
         for (i, (queries, out)) in rows.enumerate() {
-            attend(h, queries, cache, position + i + 1, out, positions, attention.as_mut());
+            attend(terms, queries, cache, position + i + 1, out, positions, attention.as_mut());
         }
         if let Some(Attention { scores, weights }) = &attention {
             tell(Stage::Scores, scores);
@@ -118,14 +125,14 @@ impl Layer {
         add(hidden, &update);
         tell(Stage::Attended, hidden);
 
-        let normed = rms_norm(hidden, &self.ffn_norm, h.eps);
+        let normed = norm(hidden, &self.ffn_norm, terms);
         tell(Stage::FfnNorm, &normed);
         let mut inner = self.gate.apply(&normed);
         let up = self.up.apply(&normed);
         tell(Stage::Gate, &inner);
         tell(Stage::Up, &up);
         for (gate, up) in inner.iter_mut().zip(&up) {
-            *gate = silu(*gate) * up;
+            *gate = if variant.gate_is_up { *gate * silu(*up) } else { silu(*gate) * up };
         }
         tell(Stage::Gated, &inner);
         let update = self.down.apply(&inner);
@@ -144,7 +151,7 @@ struct Attention {
 
 /// Each head of one token's query over the first `seen` of `positions` positions; several query heads share a kv head.
 fn attend(
-    h: &Hyperparameters,
+    terms: &Terms<'_>,
     queries: &[f32],
     cache: &LayerCache,
     seen: usize,
@@ -152,6 +159,11 @@ fn attend(
     positions: usize,
     mut attention: Option<&mut Attention>,
 ) {
+    let h = terms.hyper;
+    let kv_head = |head: usize| match terms.variant.kv_round_robin {
+        true => head % h.kv_heads,
+        false => head / (h.heads / h.kv_heads),
+    };
     let scale = 1.0 / (h.head_dim as f32).sqrt();
     let mut scores = vec![0.0; seen];
     let unseen = positions - seen;
@@ -161,7 +173,7 @@ fn attend(
     };
     let heads = queries.chunks_exact(h.head_dim).zip(out.chunks_exact_mut(h.head_dim));
     for (head, (query, out)) in heads.enumerate() {
-        let kv = head / (h.heads / h.kv_heads) * h.head_dim;
+        let kv = kv_head(head) * h.head_dim;
         let at = |position: usize| position * h.kv_rows() + kv..position * h.kv_rows() + kv + h.head_dim;
         for (position, score) in scores.iter_mut().enumerate() {
             *score = dot(query, &cache.keys[at(position)]) * scale;
@@ -177,6 +189,17 @@ fn attend(
             for (out, value) in out.iter_mut().zip(&cache.values[at(position)]) {
                 *out += score * value;
             }
+        }
+    }
+}
+
+/// RMSNorm by stored weights.
+pub(crate) fn norm(rows: &[f32], weight: &[f32], terms: &Terms<'_>) -> Vec<f32> {
+    match terms.variant.norm_offset {
+        0.0 => rms_norm(rows, weight, terms.hyper.eps),
+        offset => {
+            let weight: Vec<f32> = weight.iter().map(|w| w + offset).collect();
+            rms_norm(rows, &weight, terms.hyper.eps)
         }
     }
 }

@@ -21,6 +21,7 @@
 
 mod error;
 mod hyperparameters;
+mod hypothesis;
 mod layer;
 mod math;
 mod model;
@@ -30,6 +31,7 @@ mod weights;
 
 pub use error::Error;
 pub use hyperparameters::{Architecture, Hyperparameters};
+pub use hypothesis::{Hypothesis, Variant};
 pub use model::{Cache, Model, Options};
 pub use rope::{Pairing, Rope};
 pub use stage::{Stage, Tap};

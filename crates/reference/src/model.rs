@@ -6,10 +6,10 @@ use std::sync::{Arc, OnceLock};
 
 use anemone_gguf::Gguf;
 
-use crate::layer::{Layer, load_rows};
-use crate::math::{Linear, rms_norm};
+use crate::layer::{Layer, Terms, load_rows, norm};
+use crate::math::Linear;
 use crate::weights::{Size, Source};
-use crate::{Error, Form, Hyperparameters, Pairing, Rope, Stage, Tap, Weight, Weights};
+use crate::{Error, Form, Hyperparameters, Hypothesis, Pairing, Rope, Stage, Tap, Variant, Weight, Weights};
 
 /// What the caller decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,7 @@ impl Options {
 pub struct Model {
     hyper: Hyperparameters,
     rope: Rope,
+    variant: Variant,
     weights: Arc<dyn Weights>,
     sizes: BTreeMap<Weight, Size>,
     options: Options,
@@ -108,7 +109,7 @@ impl Model {
         options: Options,
     ) -> Model {
         let layers = (0..hyper.layers).map(|_| OnceLock::new()).collect();
-        Model { hyper, rope, weights, sizes, options, layers, head: OnceLock::new() }
+        Model { hyper, rope, variant: Variant::DECLARED, weights, sizes, options, layers, head: OnceLock::new() }
     }
 
     /// The same model on other weights. It asks for the weights that the file has, in the sizes that the file has.
@@ -118,6 +119,37 @@ impl Model {
             Form::Shard => Rope { attention_factor: 1.0, pairing: Pairing::HalfSplit, ..self.rope.clone() },
         };
         Model::assemble(self.hyper.clone(), rope, weights, self.sizes.clone(), self.options)
+    }
+
+    /// What the model runs under: as the file says, unless it was put [`under`](Self::under) something else.
+    pub fn hypothesis(&self) -> Hypothesis {
+        Hypothesis { rope: self.rope.clone(), eps: self.hyper.eps, variant: self.variant }
+    }
+
+    /// The same weights under another contract. What this model has loaded, that one shares.
+    ///
+    /// # Errors
+    /// [`Error::Unsupported`] where more pairs turn than a head has.
+    pub fn under(&self, hypothesis: Hypothesis) -> Result<Model, Error> {
+        let Hypothesis { rope, eps, variant } = hypothesis;
+        if 2 * rope.frequencies.len() > self.hyper.head_dim {
+            let (pairs, dim) = (rope.frequencies.len(), self.hyper.head_dim);
+            return Err(Error::Unsupported(format!("{pairs} rotary pairs in a head of {dim}")));
+        }
+        Ok(Model {
+            hyper: Hyperparameters { eps, rope_dim: 2 * rope.frequencies.len(), ..self.hyper.clone() },
+            rope,
+            variant,
+            weights: Arc::clone(&self.weights),
+            sizes: self.sizes.clone(),
+            options: self.options,
+            layers: self.layers.clone(),
+            head: self.head.clone(),
+        })
+    }
+
+    fn terms(&self) -> Terms<'_> {
+        Terms { hyper: &self.hyper, rope: &self.rope, variant: &self.variant }
     }
 
     /// What the keys say.
@@ -161,6 +193,7 @@ impl Model {
                 return Err(Error::Token { token, vocabulary: self.vocabulary() });
             }
             self.weights.row(Weight::Embedding, token as usize, out)?;
+            out.iter_mut().for_each(|v| *v *= self.variant.embedding_scale);
         }
         Ok(out)
     }
@@ -215,9 +248,9 @@ impl Model {
             match tap.as_mut() {
                 Some(tap) => {
                     let mut tell = |stage: Stage, rows: &[f32]| tap(n, stage, rows);
-                    layer.run(&self.hyper, &self.rope, hidden, cache, position, Some(&mut tell));
+                    layer.run(&self.terms(), hidden, cache, position, Some(&mut tell));
                 }
-                None => layer.run(&self.hyper, &self.rope, hidden, cache, position, None),
+                None => layer.run(&self.terms(), hidden, cache, position, None),
             }
         }
         Ok(())
@@ -261,8 +294,8 @@ impl Model {
 
     fn output_norm(&self, hidden: &[f32]) -> Result<Vec<f32>, Error> {
         self.rows(hidden)?;
-        let norm = load_rows(&*self.weights, Weight::OutputNorm, 0..1, self.hyper.width)?;
-        Ok(rms_norm(hidden, &norm, self.hyper.eps))
+        let weight = load_rows(&*self.weights, Weight::OutputNorm, 0..1, self.hyper.width)?;
+        Ok(norm(hidden, &weight, &self.terms()))
     }
 
     /// Runs all layers on `ids`, which follow what `cache` has seen, and gives the hidden rows before the head,

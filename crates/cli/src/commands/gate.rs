@@ -63,6 +63,10 @@ pub enum Gate {
     StackGolden,
     /// The fused chain is the one-layer chain of `--baseline`.
     Parity,
+    /// Every value keeps within fp16's cliffs, chip by chip.
+    Numeric,
+    /// No neighbouring contract explains the model better than the declared one.
+    Probe,
     /// The answer to "write hello world in Erlang" is a program that does it. Runs when asked for by name: a model that
     /// never learned Erlang has not failed.
     Smoke,
@@ -82,7 +86,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     }
     show(&findings);
     let any = |v: Verdict| findings.iter().any(|f| f.verdict == v);
-    let less = [Verdict::Predicted, Verdict::WellFormed, Verdict::Skipped].into_iter().any(any);
+    let less = [Verdict::Predicted, Verdict::WellFormed, Verdict::Inconclusive, Verdict::Skipped].into_iter().any(any);
     Ok(match () {
         () if any(Verdict::Failed) => Outcome::Failed,
         () if args.strict && less => Outcome::Unproven,
@@ -112,7 +116,7 @@ pub fn judge(
             Gate::Smoke => {
                 findings.push(smoke::judge(&subject.folder, &subject.manifest, None, smoke::MAX_TOKENS, runtime, ui)?.0)
             }
-            Gate::Weights | Gate::RangeGolden | Gate::StackGolden | Gate::Parity => {
+            Gate::Weights | Gate::RangeGolden | Gate::StackGolden | Gate::Parity | Gate::Numeric | Gate::Probe => {
                 findings.extend(proof.judge(*gate, subject, runtime, ui)?);
             }
         }

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 
 use anemone_chat::{Engine, Voice};
-use anemone_exec::{Numerics, Runtime};
+use anemone_exec::{Numerics, Portable, Runtime};
 use anemone_gate::prompts::{self, Prompt};
-use anemone_gate::{Finding, Run, Subject, parity, range_golden, stack_golden, weights};
+use anemone_gate::{Finding, Run, Subject, numeric, parity, probe, range_golden, stack_golden, weights};
 use anyhow::{Context, Result};
 use clap::Args;
 
@@ -26,6 +26,10 @@ pub struct ProofArgs {
     /// A bundle of the same source and contract, cut into one-layer shards: adds the parity gate.
     #[arg(long, value_name = "BUNDLE")]
     pub baseline: Option<PathBuf>,
+    /// Prompts that the model was made for, for the contract probe: as --prompts. Default: built-in questions that suit a general
+    /// model; a narrow one has to be asked what it knows.
+    #[arg(long, value_name = "FILE")]
+    pub probe_prompts: Option<PathBuf>,
     /// Positions that the range golden fills, for models where the whole context takes too long. Default: all.
     #[arg(long, value_name = "POSITIONS")]
     pub sample: Option<usize>,
@@ -36,7 +40,7 @@ pub struct ProofArgs {
 
 impl Default for ProofArgs {
     fn default() -> Self {
-        Self { prompts: None, max_tokens: 32, baseline: None, sample: None, per_token: false }
+        Self { prompts: None, max_tokens: 32, baseline: None, probe_prompts: None, sample: None, per_token: false }
     }
 }
 
@@ -88,6 +92,25 @@ impl ProofArgs {
                 let baseline = Engine::open(folder, &portable)?;
                 let baseline = Run { engine: &baseline, measured_on: portable.describe(), numerics };
                 parity::judge(subject, &run, &baseline, &prompts, max_tokens, |_| bar.advance(1))?
+            }
+            Gate::Numeric => {
+                let exact = Portable::new(Numerics::Exact, runtime.portable_options());
+                let engine = Engine::open(&subject.folder, &exact)?;
+                let run = Run { engine: &engine, measured_on: exact.describe(), numerics: Numerics::Exact };
+                let prompts = self.prompts(subject)?;
+                let bar = ui.steps(subject.manifest.layers.len() as u64);
+                bar.doing("numeric");
+                numeric::judge(subject, &run, &prompts, |_| bar.advance(1))?
+            }
+            Gate::Probe => {
+                let voice = Voice::open(&subject.folder).with_context(|| subject.folder.display().to_string())?;
+                let prompts = match &self.probe_prompts {
+                    Some(path) => prompts::read(path, &voice)?,
+                    None => prompts::builtin_answered(&voice)?,
+                };
+                let bar = ui.steps(20);
+                bar.doing("contract probe");
+                vec![probe::judge(subject, &prompts, |_| bar.advance(1))?]
             }
             Gate::Contract | Gate::Compile | Gate::Residency | Gate::Smoke => Vec::new(),
         })

@@ -67,7 +67,7 @@ impl Base {
         static BUNDLES: [OnceLock<tempfile::TempDir>; 4] = [const { OnceLock::new() }; 4];
         let folder = BUNDLES[self as usize].get_or_init(|| {
             let folder = tempfile::tempdir().unwrap();
-            self.build(&self.source(), &folder.path().join("bundle"), |_| {}).unwrap();
+            self.build(&self.source(), &folder.path().join("bundle"), self.topology(), |_| {}).unwrap();
             folder
         });
         static PATHS: [OnceLock<PathBuf>; 4] = [const { OnceLock::new() }; 4];
@@ -79,6 +79,7 @@ impl Base {
         self,
         source: &Arc<Gguf>,
         target: &Path,
+        topology: &str,
         change: impl Fn(&mut Contract),
     ) -> Result<(), anemone_lower::Error> {
         struct Silent;
@@ -94,7 +95,7 @@ impl Base {
         let mut model = Model::new(Arc::clone(source), "model.gguf", &options)?;
         change(&mut model.contract);
         let options = anemone_lower::Options {
-            layers: LayerCut::Ranges(self.topology().to_owned()),
+            layers: LayerCut::Ranges(topology.to_owned()),
             head_slices: Some(2),
             tokens: vec![1, 16],
             reuse: None,
@@ -156,6 +157,14 @@ impl Case {
         copy(base.bundle(), &folder);
         let (source, prompts) = (base.source(), base.prompts());
         Self { base, _place: place, folder, source, runtime: Box::new(portable()), prompts, refused: None }
+    }
+
+    /// The right bundle, cut otherwise.
+    pub fn cut(base: Base, topology: &str) -> Self {
+        let case = Self::new(base);
+        fs::remove_dir_all(&case.folder).unwrap();
+        base.build(&case.source, &case.folder, topology, |_| {}).unwrap();
+        case
     }
 
     /// Changes the manifest as text, so that it may become one that no writer would write.
@@ -225,7 +234,8 @@ impl Case {
     /// The bundle that a lowering with another idea of the model writes, with the contract it wrote.
     pub fn lowered(&mut self, change: impl Fn(&mut Contract)) {
         fs::remove_dir_all(&self.folder).unwrap();
-        self.refused = self.base.build(&self.source, &self.folder, change).err().map(|e| e.to_string());
+        self.refused =
+            self.base.build(&self.source, &self.folder, self.base.topology(), change).err().map(|e| e.to_string());
     }
 
     /// The bundle that a lowering with other weights writes, under the right source's name and contract.
@@ -235,7 +245,7 @@ impl Case {
         change(&mut writer, &self.source);
         let spoiled = Arc::new(Gguf::from_bytes(writer.to_bytes().unwrap()).unwrap());
         fs::remove_dir_all(&self.folder).unwrap();
-        self.base.build(&spoiled, &self.folder, |_| {}).unwrap();
+        self.base.build(&spoiled, &self.folder, self.base.topology(), |_| {}).unwrap();
         self.as_if(&right);
     }
 

@@ -12,11 +12,11 @@ use std::path::Path;
 use std::thread;
 
 use anemone_chat::Engine;
-use anemone_exec::Numerics;
+use anemone_exec::{Numerics, Options, Portable, Runtime};
 use anemone_gate::bisect::locate;
 use anemone_gate::own::{self, Own};
 use anemone_gate::thresholds::Thresholds;
-use anemone_gate::{Run, Subject, Verdict, compile, contract, range_golden, stack_golden, weights};
+use anemone_gate::{Run, Subject, Verdict, compile, contract, numeric, parity, range_golden, stack_golden, weights};
 use case::{Base, Case};
 use catalogue::{DEFECTS, Defect};
 
@@ -50,11 +50,18 @@ fn first_failure(case: &Case) -> Option<Failure> {
         .or_else(|| failed(stack_golden::judge(&subject, &run, &case.prompts, 16, |_| {}).unwrap()))
 }
 
-/// A message without the folder it speaks of, and short enough for a table.
+/// A message without the folder it speaks of and the measured figures, whose last digits are the processor's; short enough for
+/// a table.
 fn plain(message: &str, case: &Case) -> String {
-    let message = message.replace(&format!("{}/", case.folder.display()), "").replace('|', "\\|");
+    let mut message = message.replace(&format!("{}/", case.folder.display()), "").replace('|', "\\|");
+    for marker in ["cosine ", "rmse ", "off by ", "allows "] {
+        let parts: Vec<&str> = message.split(marker).collect();
+        let number = |c: char| c.is_ascii_alphanumeric() || ".-".contains(c);
+        let rest = parts[1..].iter().map(|part| format!("{marker}\u{2026}{}", part.trim_start_matches(number)));
+        message = parts[0].to_owned() + &rest.collect::<String>();
+    }
     match message.char_indices().nth(220) {
-        Some((end, _)) => format!("{}...", &message[..end]),
+        Some((end, _)) => format!("{}\u{2026}", &message[..end]),
         None => message,
     }
 }
@@ -145,4 +152,78 @@ fn right_bundles_raise_no_alarm() {
         let case = Case::new(base);
         assert_eq!(first_failure(&case), None, "{}", base.name());
     }
+}
+
+/// Scaling up what is gated and scaling down what comes of it changes nothing in f32 and loses everything in fp16.
+#[test]
+fn a_layer_that_overflows_fp16_passes_exact_and_fails_ane_by_name() {
+    let mut case = Case::new(Base::Miniature);
+    case.other_source(|w, g| {
+        case::tensor(w, g, "blk.3.ffn_up.weight", |v, shape| {
+            let up = v.len() / 2;
+            assert_eq!(shape[0], 1024, "gate rows, then up rows");
+            v[up..].iter_mut().for_each(|v| *v *= SCALE);
+        });
+        case::tensor(w, g, "blk.3.ffn_down.weight", |v, _| v.iter_mut().for_each(|v| *v /= SCALE));
+    });
+    let subject = Subject::open(&case.folder, case.source.clone()).unwrap();
+    for numerics in [Numerics::Exact, Numerics::Ane] {
+        let runtime = Portable::new(numerics, Options::default());
+        let engine = Engine::open(&case.folder, &runtime).unwrap();
+        let run = Run { engine: &engine, measured_on: runtime.describe(), numerics };
+        let range = range_golden::judge(&subject, &run, Default::default(), |_| {}).unwrap();
+        let stack = stack_golden::judge(&subject, &run, &case.prompts, 16, |_| {}).unwrap();
+        let failed: Vec<_> = range.iter().chain(&stack).filter(|f| f.verdict == Verdict::Failed).collect();
+        if numerics == Numerics::Exact {
+            assert!(failed.is_empty(), "{}", failed[0].message);
+            let numeric = numeric::judge(&subject, &run, &case.prompts, |_| {}).unwrap();
+            let verdicts: Vec<_> = numeric.iter().map(|f| (f.verdict, f.message.as_str())).collect();
+            assert_eq!(verdicts[0].0, Verdict::Passed, "{}", verdicts[0].1);
+            assert_eq!(verdicts[1].0, Verdict::Failed, "{}", verdicts[1].1);
+            assert!(verdicts[1].1.contains("layer 3, op `blk_3_gated` (mul) overflows first"), "{}", verdicts[1].1);
+            println!("{}", verdicts[1].1);
+        } else {
+            let named = |f: &&&anemone_gate::Finding| f.message.contains("layer 3, op `blk_3_gated` (mul)");
+            assert!(
+                failed.iter().filter(named).count() >= 2,
+                "{:?}",
+                failed.iter().map(|f| &f.message).collect::<Vec<_>>()
+            );
+            failed.iter().for_each(|f| println!("{}: {}", f.subject, f.message));
+        }
+    }
+}
+
+/// Takes what is gated in the miniature's last layer beyond fp16, and leaves its weights in it.
+const SCALE: f32 = 8192.0;
+
+#[test]
+fn a_fused_bundle_is_held_to_its_baseline() {
+    let runtime = Portable::new(Numerics::Exact, Options::default());
+    let single = Case::cut(Base::Miniature, "0-1,1-2,2-3,3-4");
+    let baseline = Engine::open(&single.folder, &runtime).unwrap();
+    let baseline = Run { engine: &baseline, measured_on: runtime.describe(), numerics: Numerics::Exact };
+    let judge = |case: &Case| {
+        let subject = Subject::open(&case.folder, case.source.clone()).unwrap();
+        let engine = Engine::open(&case.folder, &runtime).unwrap();
+        let run = Run { engine: &engine, measured_on: runtime.describe(), numerics: Numerics::Exact };
+        let findings = parity::judge(&subject, &run, &baseline, &case.prompts, 16, |_| {}).unwrap();
+        (findings[0].verdict, findings[0].message.clone(), findings[0].figures.clone())
+    };
+    let (verdict, message, figures) = judge(&Case::new(Base::Miniature));
+    assert_eq!(verdict, Verdict::Passed, "{message}");
+    assert_eq!(figures["baseline"]["max_abs"], 0.0, "fusing changed a bit: {message}");
+    assert_eq!(figures["single_tokens"]["max_abs"], 0.0, "T changed a bit: {message}");
+
+    let broken = Case::new(Base::Miniature);
+    broken.functions(|e| e.kind("blk_1_active", "sigmoid"));
+    let (verdict, message, _) = judge(&broken);
+    assert!(verdict == Verdict::Failed && message.contains("part from the baseline's"), "{message}");
+
+    let prefill = Case::new(Base::Miniature);
+    prefill.function(Some("prefill"), |e| e.kind("blk_1_active", "sigmoid"));
+    assert_eq!(judge(&prefill).0, Verdict::Failed);
+
+    let (verdict, message, _) = judge(&Case::new(Base::MiniatureInt8));
+    assert!(verdict == Verdict::Failed && message.contains("another model or contract"), "{message}");
 }

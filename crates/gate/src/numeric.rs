@@ -1,0 +1,247 @@
+//! The numeric gate: how close every value comes to the magnitude at which the Neural Engine loses it.
+//!
+//! The engine computes in fp16 and says nothing when a value leaves it: an infinity travels on and comes out as NaN, or as a
+//! wrong word. The shards run in f32, where nothing is lost, and each value's largest magnitude is set against the cliff of the
+//! op that made it. What is beyond a cliff is named: the first in the order of computation, with its layer and position.
+//!
+//! Cliffs differ between chips; [`CLIFFS`] is the table.
+
+use std::collections::BTreeMap;
+
+use anemone_exec::Tensor;
+use anemone_mil::Valid;
+use serde::Serialize;
+use serde_json::json;
+
+use crate::own::{self, Own};
+use crate::prompts::Prompt;
+use crate::run::{Error, Run};
+use crate::shard_weights::layer_part;
+use crate::subject::Subject;
+use crate::verdict::{Finding, Verdict};
+
+/// The gate's name.
+pub const NAME: &str = "numeric";
+
+/// The chips with a Neural Engine of interest, oldest first.
+pub const CHIPS: [&str; 5] = ["M1", "M2", "M3", "M4", "M5"];
+
+/// Which ops a cliff is in the way of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Any op.
+    Any,
+    /// Matrix products.
+    Matmul,
+    /// Slices of the last axis that do not begin at 0.
+    InnerSlice,
+}
+
+/// A magnitude beyond which results are lost.
+#[derive(Clone, Copy, Debug)]
+pub struct Cliff {
+    /// Which ops.
+    pub kind: Kind,
+    /// The largest magnitude that survives.
+    pub limit: f32,
+    /// The chips it was seen on or decompiled for: a range of [`CHIPS`].
+    pub chips: (usize, usize),
+    /// Who says so.
+    pub source: &'static str,
+}
+
+/// What is known of numeric cliffs.
+pub const CLIFFS: [Cliff; 3] = [
+    Cliff { kind: Kind::Any, limit: 65504.0, chips: (0, 5), source: "fp16's largest number" },
+    Cliff { kind: Kind::Matmul, limit: 32752.0, chips: (0, 5), source: "ANEForge, numeric cliffs" },
+    Cliff { kind: Kind::InnerSlice, limit: 4094.0, chips: (0, 3), source: "ane-guide 3: times 16 inside, before M4" },
+];
+
+/// The magnitude that an op's results may reach on a chip, and who says so.
+pub fn cliff(kind: Kind, chip: usize) -> (f32, &'static str) {
+    let mine = CLIFFS
+        .iter()
+        .filter(|c| c.kind == Kind::Any || c.kind == kind)
+        .filter(|c| (c.chips.0..c.chips.1).contains(&chip));
+    let lowest = mine.min_by(|a, b| a.limit.total_cmp(&b.limit));
+    lowest.map_or((f32::INFINITY, "nobody"), |c| (c.limit, c.source))
+}
+
+/// The largest magnitude of one value.
+#[derive(Clone, Debug, Serialize)]
+struct Seen {
+    order: usize,
+    value: String,
+    op: String,
+    layer: Option<usize>,
+    largest: f32,
+    position: usize,
+    #[serde(skip)]
+    kind: Kind,
+}
+
+impl Seen {
+    fn factor(&self, chip: usize) -> f32 {
+        cliff(self.kind, chip).0 / self.largest
+    }
+
+    /// The chips on which this value is lost.
+    fn lost_on(&self) -> Vec<&'static str> {
+        (0..CHIPS.len()).filter(|&chip| self.factor(chip) < 1.0).map(|chip| CHIPS[chip]).collect()
+    }
+}
+
+/// The kinds of ops by the name of their values.
+fn kinds(program: &Valid) -> BTreeMap<String, (String, Kind)> {
+    let mut all = BTreeMap::new();
+    for (f, function) in program.functions.iter().enumerate() {
+        for op in &function.ops {
+            let inner = || {
+                let begin = op.inputs.get("begin").and_then(|args| match args.first() {
+                    Some(anemone_mil::ir::Arg::Value(id)) => program.constant(f, *id)?.to_ints(),
+                    Some(anemone_mil::ir::Arg::Literal(literal)) => literal.to_ints(),
+                    None => None,
+                });
+                begin.and_then(|b| b.last().copied()).is_some_and(|b| b != 0)
+            };
+            let kind = match op.kind.as_str() {
+                "matmul" => Kind::Matmul,
+                "slice_by_index" | "slice_by_size" if inner() => Kind::InnerSlice,
+                _ => Kind::Any,
+            };
+            for id in &op.outputs {
+                all.insert(function.value(*id).name.clone(), (op.kind.clone(), kind));
+            }
+        }
+    }
+    all
+}
+
+/// Judges every layer shard over the tokens of `prompts`; `run` computes in f32. `step` is called after each shard.
+pub fn judge(
+    subject: &Subject,
+    run: &Run<'_>,
+    prompts: &[Prompt],
+    mut step: impl FnMut(&str),
+) -> Result<Vec<Finding>, Error> {
+    let c = &subject.manifest.contract;
+    let source = own::source(subject)?;
+    let mut ids: Vec<u32> =
+        prompts.iter().flat_map(|p| p.ids.iter().chain(p.expected.iter().flatten())).copied().collect();
+    ids.truncate(c.context);
+    if ids.is_empty() {
+        return Ok(vec![subject.finding(
+            NAME,
+            "bundle",
+            Verdict::Skipped,
+            &run.measured_on,
+            "no prompt has a token".into(),
+        )]);
+    }
+    let mut hidden = source.embed(&ids)?;
+    let mut cache = source.cache();
+    let mut findings = Vec::new();
+    for (i, shard) in subject.manifest.layers.iter().enumerate() {
+        let own = Own::open(subject, &source, &shard.path, 0)?;
+        let seen = watch(run, &own.program, i, &hidden)?;
+        findings.push(finding(subject, run, &shard.path, seen));
+        source.layer_range(shard.range(), &mut hidden, &mut cache, 0)?;
+        step(&shard.path);
+    }
+    Ok(findings)
+}
+
+/// Runs a shard and keeps the largest magnitude of each value.
+fn watch(run: &Run<'_>, program: &Valid, shard: usize, rows: &[f32]) -> Result<Vec<Seen>, Error> {
+    let width = run.engine.contract().width;
+    let kinds = kinds(program);
+    let mut state = run.engine.shard_state(shard)?;
+    let mut all: BTreeMap<String, Seen> = BTreeMap::new();
+    for (block, function) in run.blocks(rows.len() / width, false) {
+        let tokens = run.engine.manifest().tokens[function];
+        let mut watch = |name: &str, value: &Tensor| {
+            let (index, largest) = peak(&value.to_f32());
+            let position = block.start + token_of(index, value.shape(), tokens).min(block.len() - 1);
+            let order = all.len();
+            let seen = all.entry(name.to_owned()).or_insert_with(|| {
+                let (op, kind) = kinds.get(name).cloned().unwrap_or_else(|| ("input".into(), Kind::Any));
+                let layer = layer_part(name).map(|(layer, _)| layer);
+                Seen { order, value: name.to_owned(), op, layer, largest: 0.0, position, kind }
+            });
+            if largest > seen.largest {
+                (seen.largest, seen.position) = (largest, position);
+            }
+        };
+        let rows = &rows[block.start * width..block.end * width];
+        run.engine.run_shard(shard, function, rows, block.start, &mut state, Some(&mut watch))?;
+    }
+    let mut seen: Vec<Seen> = all.into_values().collect();
+    seen.sort_by_key(|s| s.order);
+    Ok(seen)
+}
+
+/// The largest magnitude and where it is; what is not a number is beyond every cliff.
+fn peak(values: &[f32]) -> (usize, f32) {
+    values.iter().enumerate().fold((0, 0.0), |best, (i, v)| {
+        let magnitude = if v.is_nan() { f32::INFINITY } else { v.abs() };
+        if magnitude > best.1 { (i, magnitude) } else { best }
+    })
+}
+
+/// Which of `tokens` an element belongs to: the axis of as many elements says, the third before the fourth.
+fn token_of(index: usize, shape: &[usize], tokens: usize) -> usize {
+    match *shape {
+        [_, _, t, d] if t == tokens => index / d % t,
+        [.., t] if t == tokens => index % t,
+        _ => 0,
+    }
+}
+
+fn finding(subject: &Subject, run: &Run<'_>, path: &str, seen: Vec<Seen>) -> Finding {
+    let closest = seen.iter().min_by(|a, b| a.factor(0).total_cmp(&b.factor(0)));
+    let lost = seen.iter().find(|s| !s.lost_on().is_empty());
+    let (verdict, message) = match (lost, closest) {
+        (Some(s), _) => {
+            let layer = s.layer.map_or(String::new(), |layer| format!("layer {layer}, "));
+            let chip = (0..CHIPS.len()).find(|&chip| s.factor(chip) < 1.0).unwrap_or_default();
+            let (limit, source) = cliff(s.kind, chip);
+            let chips = s.lost_on().join(", ");
+            (
+                Verdict::Failed,
+                format!(
+                    "{layer}op `{}` ({}) overflows first: {:.3e} at position {}, beyond {limit} on {chips} ({source})",
+                    s.value, s.op, s.largest, s.position
+                ),
+            )
+        }
+        (None, Some(s)) => (
+            Verdict::Passed,
+            format!(
+                "every value keeps within fp16's cliffs on {} to {}; the closest, `{}`, reaches {:.3e} and could be {:.1} times larger",
+                CHIPS[0],
+                CHIPS[CHIPS.len() - 1],
+                s.value,
+                s.largest,
+                s.factor(0)
+            ),
+        ),
+        (None, None) => (Verdict::Skipped, "this runtime tells nothing of the values inside".into()),
+    };
+    let mut layers: BTreeMap<usize, (&str, f32)> = BTreeMap::new();
+    for s in &seen {
+        let Some(layer) = s.layer else { continue };
+        let entry = layers.entry(layer).or_insert((&s.value, f32::INFINITY));
+        if s.factor(0) < entry.1 {
+            *entry = (&s.value, s.factor(0));
+        }
+    }
+    let layers: Vec<_> = layers
+        .iter()
+        .map(|(layer, (value, factor))| json!({"layer": layer, "value": value, "headroom": factor}))
+        .collect();
+    let limits = |s: &Seen| (0..CHIPS.len()).map(|chip| cliff(s.kind, chip).0).collect::<Vec<_>>();
+    let values: Vec<_> = seen.iter().map(|s| json!({"seen": s, "limits": limits(s)})).collect();
+    let mut finding = subject.finding(NAME, path, verdict, &run.measured_on, message);
+    finding.figures = json!({"chips": CHIPS, "layers": layers, "values": values});
+    finding
+}

@@ -1,0 +1,321 @@
+//! The contract probe: does a neighbouring contract explain the model better than the declared one?
+//!
+//! Every other gate compares the bundle with a reference that reads the same file. Where the file itself is wrong (a rotary
+//! width that nothing else in it contradicts) both are wrong alike. The probe asks the model: its weights were trained under one
+//! contract, and under that one it is surest of itself and of what it was taught.
+//!
+//! Two statistics are taken under the declared contract and under each neighbour, which differs from it in one thing:
+//!
+//! - **doubt**: the mean entropy of the model's own greedy answer, in nats a token, over prompts that it was made for;
+//! - **surprise**: the mean NLL of a given answer, where the prompts have one.
+//!
+//! Neither decides alone where both are there. The likelihood of text that a narrow model was not made for misleads (a wrong width
+//! may win by half a nat), and an answer that only repeats itself is sure of itself under any contract. So a neighbour is
+//! preferred if it is better by [`CLEAR`] in one statistic and not worse by [`SLIGHT`] in the other, and on most of the prompts,
+//! not by a few. Where a neighbour is clearly better in one and worse in the other, or where the model is doubtful under every
+//! contract because the prompts are none it was made for, the probe is inconclusive and says so.
+//!
+//! The forward's eps and the scale of logits do not show in such statistics; they are tried and reported, never judged by.
+
+use anemone_reference::{self as reference, Hypothesis, Pairing, Rope, Variant};
+use serde::Serialize;
+use serde_json::json;
+
+use crate::own;
+use crate::prompts::Prompt;
+use crate::stack_golden::argmax;
+use crate::subject::Subject;
+use crate::verdict::{Finding, Verdict};
+
+/// The gate's name.
+pub const NAME: &str = "probe";
+
+/// Nats by which a neighbour has to be better to be preferred.
+pub const CLEAR: f64 = 0.25;
+/// Nats by which it may be worse in the other statistic.
+pub const SLIGHT: f64 = 0.1;
+/// Nats of doubt above which a model does not know what it is asked.
+pub const DOUBTFUL: f64 = 1.5;
+/// The part of the prompts on which a preferred neighbour is better.
+const MOST: f64 = 0.7;
+/// Tokens of an answer that are looked at.
+const ANSWER: usize = 8;
+/// Prompts that a neighbour is tried on before it is tried on all.
+const SCREEN: usize = 3;
+
+/// A contract that differs from the declared one in one thing.
+#[derive(Clone, Debug)]
+pub struct Neighbour {
+    /// What is different: `rope.dim = 96`.
+    pub name: String,
+    /// Under what the model runs.
+    pub hypothesis: Hypothesis,
+}
+
+/// The rotary base as the frequencies show it, and the width that their exponent runs over being that of the pairs:
+/// `f_1 = base^(-2 / dim)`. Only for frequencies that no factors stretch.
+fn base(frequencies: &[f64]) -> Option<f64> {
+    let dim = 2.0 * frequencies.len() as f64;
+    let base = frequencies.get(1)?.powf(-dim / 2.0);
+    let plain = plain(base, frequencies.len(), dim);
+    frequencies.iter().zip(&plain).all(|(a, b)| (a / b - 1.0).abs() < 1e-6).then_some(base)
+}
+
+/// `pairs` frequencies of an unscaled rotation whose exponent runs over `width`.
+fn plain(base: f64, pairs: usize, width: f64) -> Vec<f64> {
+    (0..pairs).map(|i| base.powf(-2.0 * i as f64 / width)).collect()
+}
+
+/// Every neighbour of `declared`. `stored_base` is the base that the file states.
+pub fn neighbours(declared: &Hypothesis, h: &reference::Hyperparameters, stored_base: f64) -> Vec<Neighbour> {
+    let mut all = Vec::new();
+    let rope = &declared.rope;
+    let pairs = rope.frequencies.len();
+    let mut turned = |name: String, frequencies: Vec<f64>, pairing: Pairing| {
+        let rope = Rope { frequencies, pairing, ..rope.clone() };
+        all.push(Neighbour { name, hypothesis: Hypothesis { rope, ..declared.clone() } });
+    };
+    let unscaled = base(&rope.frequencies);
+    let own_base = unscaled.unwrap_or(stored_base);
+    // Factors belong to a number of pairs, so that only an unscaled rotation has neighbours of another width.
+    if unscaled.is_some() {
+        for dim in (16..=h.head_dim).step_by(16).filter(|&dim| dim != 2 * pairs) {
+            turned(format!("rope.dim = {dim}"), plain(own_base, dim / 2, dim as f64), rope.pairing);
+        }
+        let mut bases = vec![own_base / 10.0, 1e4, 1e5, 1.3e5, 5e5, 1e6, own_base * 10.0];
+        bases.sort_by(f64::total_cmp);
+        bases.dedup_by(|a, b| (*a / *b - 1.0).abs() < 0.01);
+        for known in bases.into_iter().filter(|known| (known / own_base - 1.0).abs() > 0.01) {
+            turned(format!("rope.base = {known:.0}"), plain(known, pairs, 2.0 * pairs as f64), rope.pairing);
+        }
+        for factor in [4.0, 8.0] {
+            let slower = rope.frequencies.iter().map(|f| f / factor).collect();
+            turned(format!("rope scaling = linear by {factor}"), slower, rope.pairing);
+        }
+        if 2 * pairs != h.head_dim {
+            let over = plain(own_base, pairs, h.head_dim as f64);
+            turned(format!("rope exponent over the head's {}", h.head_dim), over, rope.pairing);
+        }
+    } else {
+        turned("rope scaling off".into(), plain(stored_base, pairs, 2.0 * pairs as f64), rope.pairing);
+    }
+    let other = match rope.pairing {
+        Pairing::HalfSplit => Pairing::Interleaved,
+        Pairing::Interleaved => Pairing::HalfSplit,
+    };
+    turned(format!("rope.pairing = {other:?}, or q and k rows permuted"), rope.frequencies.clone(), other);
+
+    let mut vary = |name: &str, change: &dyn Fn(&mut Variant)| {
+        let mut hypothesis = declared.clone();
+        change(&mut hypothesis.variant);
+        all.push(Neighbour { name: name.to_owned(), hypothesis });
+    };
+    let scale = (h.width as f32).sqrt();
+    vary("embedding_scale = sqrt(width)", &|v| v.embedding_scale *= scale);
+    vary("norm weights plus one", &|v| v.norm_offset += 1.0);
+    vary("gate and up exchanged", &|v| v.gate_is_up = !v.gate_is_up);
+    if h.kv_heads > 1 && h.kv_heads < h.heads {
+        vary("kv heads round robin", &|v| v.kv_round_robin = !v.kv_round_robin);
+    }
+    all
+}
+
+/// What one contract makes of one prompt.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Reading {
+    /// Mean entropy of the greedy answer.
+    pub doubt: f64,
+    /// Mean NLL of the given answer.
+    pub surprise: Option<f64>,
+}
+
+/// Entropy of a row of logits, in nats, and the log-probability of `token`.
+fn entropy(logits: &[f32], token: u32) -> (f64, f64) {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let exponentials = || logits.iter().map(|&v| f64::from(v - max).exp());
+    let sum: f64 = exponentials().sum();
+    let weighted: f64 = logits.iter().zip(exponentials()).map(|(&v, e)| e * f64::from(v - max)).sum();
+    let log_sum = sum.ln();
+    let own = logits.get(token as usize).map_or(f64::NEG_INFINITY, |&v| f64::from(v - max) - log_sum);
+    (log_sum - weighted / sum, own)
+}
+
+/// Runs one prompt under one contract.
+fn read(model: &reference::Model, prompt: &Prompt, stop: &dyn Fn(u32) -> bool) -> Result<Reading, reference::Error> {
+    let mut cache = model.cache();
+    let first = model.forward_last(&prompt.ids, &mut cache)?;
+    let (mut doubt, mut count, mut logits) = (0.0, 0, first.clone());
+    loop {
+        let token = argmax(&logits);
+        doubt += entropy(&logits, token).0;
+        count += 1;
+        if count == ANSWER || stop(token) {
+            break;
+        }
+        logits = model.forward_last(&[token], &mut cache)?;
+    }
+    let surprise = match &prompt.expected {
+        Some(answer) if !answer.is_empty() => {
+            cache.truncate(prompt.ids.len());
+            let answer = &answer[..answer.len().min(2 * ANSWER)];
+            let rest = model.forward(&answer[..answer.len() - 1], &mut cache)?;
+            let rows = std::iter::once(&first[..]).chain(rest.chunks_exact(first.len()));
+            let nll: f64 = rows.zip(answer).map(|(row, &token)| -entropy(row, token).1).sum();
+            Some(nll / answer.len() as f64)
+        }
+        _ => None,
+    };
+    // A forward that overflows is as doubtful as can be.
+    let doubt = if doubt.is_nan() { f64::INFINITY } else { doubt / count as f64 };
+    Ok(Reading { doubt, surprise: surprise.map(|s| if s.is_nan() { f64::INFINITY } else { s }) })
+}
+
+/// How much better a neighbour is than the declared contract.
+#[derive(Clone, Debug, Serialize)]
+pub struct Comparison {
+    /// The neighbour.
+    pub name: String,
+    /// Prompts it was tried on.
+    pub prompts: usize,
+    /// Nats of doubt less.
+    pub doubt: f64,
+    /// Nats of surprise less.
+    pub surprise: Option<f64>,
+    /// The part of the prompts on which it is the better one.
+    pub better: f64,
+}
+
+impl Comparison {
+    fn of(name: &str, declared: &[Reading], found: &[Reading]) -> Self {
+        let pairs = || declared.iter().zip(found);
+        let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
+        let surprises: Vec<f64> = pairs().filter_map(|(d, f)| Some(d.surprise? - f.surprise?)).collect();
+        let better = pairs().filter(|(d, f)| match (d.surprise, f.surprise) {
+            (Some(d), Some(f)) => f < d,
+            _ => f.doubt < d.doubt,
+        });
+        Self {
+            name: name.to_owned(),
+            prompts: found.len(),
+            better: better.count() as f64 / found.len().max(1) as f64,
+            doubt: mean(pairs().map(|(d, f)| d.doubt - f.doubt).collect()),
+            surprise: (!surprises.is_empty()).then(|| mean(surprises)),
+        }
+    }
+
+    /// Better by so much in one statistic.
+    fn clearly(&self) -> bool {
+        self.doubt > CLEAR || self.surprise.is_some_and(|s| s > CLEAR)
+    }
+
+    /// Worse by so much in one statistic.
+    fn contradicted(&self) -> bool {
+        self.doubt < -SLIGHT || self.surprise.is_some_and(|s| s < -SLIGHT)
+    }
+
+    /// Preferred to the declared contract.
+    pub fn preferred(&self) -> bool {
+        self.clearly() && !self.contradicted() && self.better >= MOST
+    }
+
+    /// The order of preference.
+    fn gain(&self) -> f64 {
+        self.doubt + self.surprise.unwrap_or_default()
+    }
+
+    fn words(&self) -> String {
+        let surprise = self.surprise.map_or(String::new(), |s| format!(" and {s:.2} of surprise"));
+        format!("{} ({:.2} nats of doubt{surprise} less, better on {:.0}%)", self.name, self.doubt, 100.0 * self.better)
+    }
+}
+
+/// What the probe found.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// Whether the declared contract stands.
+    pub verdict: Verdict,
+    /// One line.
+    pub message: String,
+    /// Mean doubt and surprise under the declared contract.
+    pub declared: Reading,
+    /// Every neighbour, the best first.
+    pub neighbours: Vec<Comparison>,
+}
+
+/// Probes `model` as it runs. `stop` says which tokens end an answer; `step` is called for each contract tried.
+pub fn probe(
+    model: &reference::Model,
+    neighbours: &[Neighbour],
+    prompts: &[Prompt],
+    stop: &dyn Fn(u32) -> bool,
+    mut step: impl FnMut(&str),
+) -> Result<Outcome, reference::Error> {
+    let read_all = |model: &reference::Model, prompts: &[Prompt]| -> Result<Vec<Reading>, reference::Error> {
+        prompts.iter().map(|prompt| read(model, prompt, stop)).collect()
+    };
+    let declared = read_all(model, prompts)?;
+    let mut found = Vec::new();
+    for neighbour in neighbours {
+        step(&neighbour.name);
+        let other = model.under(neighbour.hypothesis.clone())?;
+        let (first, rest) = prompts.split_at(SCREEN.min(prompts.len()));
+        let mut readings = read_all(&other, first)?;
+        let screened = Comparison::of(&neighbour.name, &declared, &readings);
+        if screened.doubt > 0.0 || screened.surprise.is_some_and(|s| s > 0.0) {
+            readings.extend(read_all(&other, rest)?);
+        }
+        found.push(Comparison::of(&neighbour.name, &declared, &readings));
+    }
+    found.sort_by(|a, b| b.gain().total_cmp(&a.gain()));
+    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
+    let surprises: Vec<f64> = declared.iter().filter_map(|r| r.surprise).collect();
+    let own = Reading {
+        doubt: mean(declared.iter().map(|r| r.doubt).collect()),
+        surprise: (!surprises.is_empty()).then(|| mean(surprises)),
+    };
+    let (verdict, message) = decide(own, &found, prompts.len());
+    Ok(Outcome { verdict, message, declared: own, neighbours: found })
+}
+
+fn decide(own: Reading, found: &[Comparison], prompts: usize) -> (Verdict, String) {
+    let tried = format!("{} neighbours over {prompts} prompts", found.len());
+    let stated = format!("{:.2} nats of doubt under the declared contract", own.doubt);
+    if prompts < SCREEN {
+        return (Verdict::Inconclusive, format!("{prompts} prompts are too few; give at least {SCREEN}"));
+    }
+    if let Some(best) = found.iter().find(|c| c.preferred()) {
+        return (
+            Verdict::Failed,
+            format!("another contract explains the model better: {}; {stated}, {tried}", best.words()),
+        );
+    }
+    if let Some(torn) = found.iter().find(|c| c.clearly() && c.better >= MOST) {
+        return (
+            Verdict::Inconclusive,
+            format!("the statistics contradict each other on {}; {stated}, {tried}", torn.words()),
+        );
+    }
+    if own.doubt > DOUBTFUL {
+        let reason = "the model is doubtful under every contract; give prompts that it was made for";
+        return (Verdict::Inconclusive, format!("{reason}: {stated}, {tried}"));
+    }
+    let nearest = found.first().map_or(String::new(), |c| format!("; the nearest: {}", c.words()));
+    (Verdict::Passed, format!("no neighbouring contract explains the model better: {stated}, {tried}{nearest}"))
+}
+
+/// Judges the source's contract by itself.
+pub fn judge(subject: &Subject, prompts: &[Prompt], step: impl FnMut(&str)) -> Result<Finding, reference::Error> {
+    let model = own::source(subject)?;
+    let declared = model.hypothesis();
+    let c = &subject.manifest.contract;
+    let all = neighbours(&declared, model.hyperparameters(), f64::from(c.rope.base));
+    let room = c.context.saturating_sub(2 * ANSWER);
+    let prompts: Vec<Prompt> = prompts.iter().filter(|p| p.ids.len() <= room).cloned().collect();
+    let outcome = probe(&model, &all, &prompts, &|id| c.tokens.stop.contains(&id), step)?;
+    let mut finding = subject.finding(NAME, "source", outcome.verdict, "the reference forward", outcome.message);
+    finding.figures = json!({
+        "declared": outcome.declared, "neighbours": outcome.neighbours, "prompts": prompts.len(),
+        "clear": CLEAR, "slight": SLIGHT, "doubtful": DOUBTFUL,
+    });
+    Ok(finding)
+}
