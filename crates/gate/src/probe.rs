@@ -266,7 +266,6 @@ pub fn probe(
         }
         found.push(Comparison::of(&neighbour.name, &declared, &readings));
     }
-    found.sort_by(|a, b| b.gain().total_cmp(&a.gain()));
     let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len().max(1) as f64;
     let surprises: Vec<f64> = declared.iter().filter_map(|r| r.surprise).collect();
     let own = Reading {
@@ -274,6 +273,7 @@ pub fn probe(
         surprise: (!surprises.is_empty()).then(|| mean(surprises)),
     };
     let (verdict, message) = decide(own, &found, prompts.len());
+    found.sort_by(|a, b| b.gain().total_cmp(&a.gain()));
     Ok(Outcome { verdict, message, declared: own, neighbours: found })
 }
 
@@ -283,11 +283,16 @@ fn decide(own: Reading, found: &[Comparison], prompts: usize) -> (Verdict, Strin
     if prompts < SCREEN {
         return (Verdict::Inconclusive, format!("{prompts} prompts are too few; give at least {SCREEN}"));
     }
-    if let Some(best) = found.iter().find(|c| c.preferred()) {
-        return (
-            Verdict::Failed,
-            format!("another contract explains the model better: {}; {stated}, {tried}", best.words()),
-        );
+    let best = found.iter().filter(|c| c.preferred()).map(Comparison::gain).fold(f64::NEG_INFINITY, f64::max);
+    // What only slow pairs tell apart is equally good over short prompts: the first in the order of neighbours, a width
+    // before an exponent, is named first, and the others with it.
+    let mut equals = found.iter().filter(|c| c.preferred() && c.gain() >= best - SLIGHT);
+    if let Some(named) = equals.next() {
+        let others: Vec<&str> = equals.map(|c| c.name.as_str()).collect();
+        let others = if others.is_empty() { String::new() } else { format!("; as good: {}", others.join(", ")) };
+        let words = named.words();
+        let message = format!("another contract explains the model better: {words}{others}; {stated}, {tried}");
+        return (Verdict::Failed, message);
     }
     if let Some(torn) = found.iter().find(|c| c.clearly() && c.better >= MOST) {
         return (
@@ -299,13 +304,29 @@ fn decide(own: Reading, found: &[Comparison], prompts: usize) -> (Verdict, Strin
         let reason = "the model is doubtful under every contract; give prompts that it was made for";
         return (Verdict::Inconclusive, format!("{reason}: {stated}, {tried}"));
     }
-    let nearest = found.first().map_or(String::new(), |c| format!("; the nearest: {}", c.words()));
+    let nearest = found
+        .iter()
+        .max_by(|a, b| a.gain().total_cmp(&b.gain()))
+        .map_or(String::new(), |c| format!("; the nearest: {}", c.words()));
     (Verdict::Passed, format!("no neighbouring contract explains the model better: {stated}, {tried}{nearest}"))
 }
 
-/// Judges the source's contract by itself.
-pub fn judge(subject: &Subject, prompts: &[Prompt], step: impl FnMut(&str)) -> Result<Finding, reference::Error> {
+/// Weights beyond which the reference takes so long that the probe has to be asked for by name.
+const LARGE: usize = 500_000_000;
+
+/// Judges the source's contract by itself; a large model only if `asked` by name.
+pub fn judge(
+    subject: &Subject,
+    prompts: &[Prompt],
+    asked: bool,
+    step: impl FnMut(&str),
+) -> Result<Finding, reference::Error> {
     let model = own::source(subject)?;
+    let weights: usize = model.weights().map(|(_, rows, columns)| rows.saturating_mul(columns)).sum();
+    if weights > LARGE && !asked {
+        let reason = "the reference takes long on a model of this size; ask for it with --only probe".to_owned();
+        return Ok(subject.finding(NAME, "source", Verdict::Skipped, "the reference forward", reason));
+    }
     let declared = model.hypothesis();
     let c = &subject.manifest.contract;
     let all = neighbours(&declared, model.hyperparameters(), f64::from(c.rope.base));

@@ -345,8 +345,10 @@ fn headroom(findings: &[Finding]) -> Option<Chart> {
         0 => "limit".to_owned(),
         d => format!("1/{}", 10u64.pow(d.unsigned_abs())),
     };
-    let svg = Bars { decades: (-4, 0), tick: &tick }.draw(&bars, "Largest magnitude of each layer as a part of its limit");
-    let note = "The value of each layer that comes nearest to its limit on an M1, as a part of that limit. Shorter is safer.";
+    let svg =
+        Bars { decades: (-4, 0), tick: &tick }.draw(&bars, "Largest magnitude of each layer as a part of its limit");
+    let note =
+        "The value of each layer that comes nearest to its limit on an M1, as a part of that limit. Shorter is safer.";
     Some(Chart { svg, rows, note: note.into() })
 }
 

@@ -117,7 +117,8 @@ pub fn judge(
                 findings.push(smoke::judge(&subject.folder, &subject.manifest, None, smoke::MAX_TOKENS, runtime, ui)?.0)
             }
             Gate::Weights | Gate::RangeGolden | Gate::StackGolden | Gate::Parity | Gate::Numeric | Gate::Probe => {
-                findings.extend(proof.judge(*gate, subject, runtime, ui)?);
+                let asked = gates.len() < Gate::value_variants().len();
+                findings.extend(proof.judge(*gate, asked, subject, runtime, ui)?);
             }
         }
     }

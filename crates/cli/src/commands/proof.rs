@@ -56,8 +56,15 @@ impl ProofArgs {
         })
     }
 
-    /// Sets one of these gates going.
-    pub fn judge(&self, gate: Gate, subject: &Subject, runtime: &RuntimeArgs, ui: &Ui) -> Result<Vec<Finding>> {
+    /// Sets one of these gates going; `asked` says whether it was asked for by name, whatever it takes.
+    pub fn judge(
+        &self,
+        gate: Gate,
+        asked: bool,
+        subject: &Subject,
+        runtime: &RuntimeArgs,
+        ui: &Ui,
+    ) -> Result<Vec<Finding>> {
         let portable = runtime.portable();
         let numerics = match runtime.numerics {
             NumericsArg::Exact => Numerics::Exact,
@@ -110,7 +117,7 @@ impl ProofArgs {
                 };
                 let bar = ui.steps(20);
                 bar.doing("contract probe");
-                vec![probe::judge(subject, &prompts, |_| bar.advance(1))?]
+                vec![probe::judge(subject, &prompts, asked, |_| bar.advance(1))?]
             }
             Gate::Contract | Gate::Compile | Gate::Residency | Gate::Smoke => Vec::new(),
         })
