@@ -2,7 +2,7 @@
 //!
 //!     cargo run --example seeds      (in this folder; the same bytes every time)
 //!
-//! Texts need none: the validator's tests are theirs. Neither do random programs, whose input is a number.
+//! Texts need none: the validator's tests are theirs. Random programs start from what once failed.
 
 use std::path::Path;
 

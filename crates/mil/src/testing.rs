@@ -135,7 +135,11 @@ fn try_function(rng: &mut Rng, name: &str) -> Result<Function, crate::BuildError
             _ => values.extend(computed(rng, &mut b, &name, &values)),
         }
     }
-    let port = |b: &FunctionBuilder, id: ValueId| matches!(b.ty(id).dtype, Dtype::F16 | Dtype::F32 | Dtype::I32);
+    // No port is empty, and values may be: the shape of a scalar is.
+    let port = |b: &FunctionBuilder, id: ValueId| {
+        let ty = b.ty(id);
+        matches!(ty.dtype, Dtype::F16 | Dtype::F32 | Dtype::I32) && ty.elements() != Some(0)
+    };
     let usable: Vec<ValueId> = values.iter().copied().filter(|&id| port(&b, id)).collect();
     let outputs: Vec<ValueId> = (0..1 + rng.below(3)).map(|_| *rng.pick(&usable)).collect();
     let names: Vec<String> = (0..outputs.len()).map(|i| format!("y{i}")).collect();

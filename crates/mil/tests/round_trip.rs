@@ -51,6 +51,12 @@ proptest! {
     }
 }
 
+/// Found by fuzzing: this seed's first output was the shape of a scalar, and so empty.
+#[test]
+fn random_programs_have_no_empty_ports() {
+    assert!(validate(random_program(6_664_597_364_197_558_271)).is_ok());
+}
+
 #[test]
 fn display_leaves_weights_out_and_says_so_to_the_parser() {
     let text = "program 9 default main single { func main CoreML8 (%x: fp16[128]) {
