@@ -12,7 +12,9 @@
 //! Neither decides alone where both are there. The likelihood of text that a narrow model was not made for misleads (a wrong width
 //! may win by half a nat), and an answer that only repeats itself is sure of itself under any contract. So a neighbour is
 //! preferred if it is better by [`CLEAR`] in one statistic and not worse by [`SLIGHT`] in the other, and on most of the prompts,
-//! not by a few. Where a neighbour is clearly better in one and worse in the other, or where the model is doubtful under every
+//! not by a few. A narrow model is so sure of itself that a contract nearly right costs it far less than [`CLEAR`]; so a neighbour
+//! is preferred as well if it leaves less than [`HALF`] of the doubt, by more than [`SMALL`], on every one of [`MANY`] prompts
+//! or more. Where a neighbour is clearly better in one and worse in the other, or where the model is doubtful under every
 //! contract because the prompts are none it was made for, the probe is inconclusive and says so.
 //!
 //! The forward's eps and the scale of logits do not show in such statistics; they are tried and reported, never judged by.
@@ -34,6 +36,12 @@ pub const NAME: &str = "probe";
 pub const CLEAR: f64 = 0.25;
 /// Nats by which it may be worse in the other statistic.
 pub const SLIGHT: f64 = 0.1;
+/// The part of the declared contract's doubt below which a neighbour's is another order of certainty, not chance.
+pub const HALF: f64 = 0.5;
+/// Nats of doubt that are noise whatever part of the whole they are.
+pub const SMALL: f64 = 0.05;
+/// Prompts that have to agree without exception before [`HALF`] counts: chance agrees on eight in one of 256.
+pub const MANY: usize = 8;
 /// Nats of doubt above which a model does not know what it is asked.
 pub const DOUBTFUL: f64 = 1.5;
 /// The part of the prompts on which a preferred neighbour is better.
@@ -179,6 +187,8 @@ pub struct Comparison {
     pub prompts: usize,
     /// Nats of doubt less.
     pub doubt: f64,
+    /// The neighbour's doubt as a part of the declared contract's.
+    pub left: f64,
     /// Nats of surprise less.
     pub surprise: Option<f64>,
     /// The part of the prompts on which it is the better one.
@@ -194,9 +204,11 @@ impl Comparison {
             (Some(d), Some(f)) => f < d,
             _ => f.doubt < d.doubt,
         });
+        let total = |readings: &[Reading]| readings.iter().map(|r| r.doubt).sum::<f64>();
         Self {
             name: name.to_owned(),
             prompts: found.len(),
+            left: total(found) / total(&declared[..found.len()]).max(f64::MIN_POSITIVE),
             better: better.count() as f64 / found.len().max(1) as f64,
             doubt: mean(pairs().map(|(d, f)| d.doubt - f.doubt).collect()),
             surprise: (!surprises.is_empty()).then(|| mean(surprises)),
@@ -205,7 +217,12 @@ impl Comparison {
 
     /// Better by so much in one statistic.
     fn clearly(&self) -> bool {
-        self.doubt > CLEAR || self.surprise.is_some_and(|s| s > CLEAR)
+        self.doubt > CLEAR || self.surprise.is_some_and(|s| s > CLEAR) || self.steadily()
+    }
+
+    /// Better by little, and always.
+    fn steadily(&self) -> bool {
+        self.doubt > SMALL && self.left < HALF && self.better == 1.0 && self.prompts >= MANY
     }
 
     /// Worse by so much in one statistic.
@@ -336,7 +353,7 @@ pub fn judge(
     let mut finding = subject.finding(NAME, "source", outcome.verdict, "the reference forward", outcome.message);
     finding.figures = json!({
         "declared": outcome.declared, "neighbours": outcome.neighbours, "prompts": prompts.len(),
-        "clear": CLEAR, "slight": SLIGHT, "doubtful": DOUBTFUL,
+        "clear": CLEAR, "slight": SLIGHT, "half": HALF, "small": SMALL, "many": MANY, "doubtful": DOUBTFUL,
     });
     Ok(finding)
 }

@@ -70,7 +70,7 @@ fn same(a: &Hypothesis, b: &Hypothesis) -> bool {
 #[test]
 fn few_wrong_contracts_of_the_miniature_go_unnoticed() {
     let right = model(Gguf::open(fixture("miniature/miniature-f16.gguf")).unwrap());
-    let prompts = trained(4);
+    let prompts = trained(8);
     right.forward_last(&prompts[0].ids, &mut right.cache()).unwrap(); // loads what the others share
     let (mut tried, mut refused, mut passed) = (0, 0, Vec::new());
     for wrong in neighbours(&right.hypothesis(), right.hyperparameters(), 1e4) {
