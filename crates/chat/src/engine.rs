@@ -139,6 +139,18 @@ impl Engine {
         &self.manifest.contract
     }
 
+    /// The most tokens that one call of the shards takes: what a host that takes turns feeds at a time.
+    pub fn block_tokens(&self) -> usize {
+        self.manifest.tokens.last().copied().unwrap_or(1)
+    }
+
+    /// Bytes of one session's caches: keys and values of every layer and position, at the four bytes an element that the
+    /// widest runtime keeps.
+    pub fn session_bytes(&self) -> usize {
+        let c = self.contract();
+        2 * 4 * c.layers * c.kv_heads * c.head_dim * c.context
+    }
+
     /// A new conversation: empty caches, position 0.
     pub fn session(&self) -> Result<Session<'_>, Error> {
         let states = self.layers.iter().map(|s| s.model.new_state()).collect::<Result<_, _>>()?;
@@ -227,6 +239,8 @@ pub enum Logits {
     Last,
     /// Those after every token.
     All,
+    /// None at all, where more of the prompt follows.
+    None,
 }
 
 impl Session<'_> {
@@ -245,7 +259,15 @@ impl Session<'_> {
         self.engine.contract().context - self.position
     }
 
-    /// Appends `ids` and returns logits `[1 or ids, vocab]`. Refused whole where a token is unknown or the context is too
+    /// Forgets every token from `position` on, as if they had never been fed; a position beyond the end changes nothing.
+    ///
+    /// The caches keep the rows, and nobody sees them: the mask closes every row from the position on, each row is written
+    /// whole by the masked write before it is first looked at, and a closed row counts for exactly 0 in every sum.
+    pub fn truncate(&mut self, position: usize) {
+        self.position = self.position.min(position);
+    }
+
+    /// Appends `ids` and returns logits `[0, 1 or ids, vocab]`, as wanted. Refused whole where a token is unknown or the context is too
     /// short; after a runtime's error the session is unusable.
     pub fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, Error> {
         let c = self.engine.contract();
@@ -264,7 +286,7 @@ impl Session<'_> {
             match want {
                 Logits::All => rows.extend(hidden),
                 Logits::Last if later.is_empty() => rows = hidden[hidden.len() - c.width..].to_vec(),
-                Logits::Last => {}
+                Logits::Last | Logits::None => {}
             }
             rest = later;
         }
