@@ -4,15 +4,15 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anemone_bundle::contract::WeightMode;
 use anemone_bundle::manifest::{self, FileEntry, Shard, Source};
 use anemone_bundle::{Manifest, layout};
 use anemone_mil::Valid;
 use anemone_mil::ir::Sink;
-use anemone_mil::package;
+use anemone_mil::package::{self, Blocks, write_blocks};
 
 use crate::error::Error;
 use crate::ledger::{Entries, Ledger};
@@ -131,8 +131,31 @@ fn check_tokens(tokens: &[usize], context: usize) -> Result<(), Error> {
 pub trait Progress: Sync {
     /// A part is begun: `layers/00-02.mlpackage`.
     fn part(&self, path: &str);
-    /// That many bytes of [`Plan::bytes`] are on disk.
+    /// That many more bytes of [`Plan::bytes`] are written.
     fn wrote(&self, bytes: u64);
+}
+
+/// The progress of one piece: as many bytes as the plan says, whatever headers and padding add.
+struct PieceProgress<'a> {
+    all: &'a dyn Progress,
+    left: AtomicU64,
+}
+
+impl<'a> PieceProgress<'a> {
+    fn begin(all: &'a dyn Progress, piece: &Piece) -> Self {
+        all.part(&piece.path);
+        Self { all, left: AtomicU64::new(piece.weight_bytes) }
+    }
+
+    fn wrote(&self, bytes: u64) {
+        let before =
+            self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(bytes)));
+        self.all.wrote(before.unwrap_or_default().min(bytes));
+    }
+
+    fn end(self) {
+        self.all.wrote(self.left.into_inner());
+    }
 }
 
 /// Builds the bundle at `target`, which must not exist. A piece that an earlier build of the same request finished there is
@@ -153,19 +176,25 @@ pub fn build(
     ledger.clear_unfinished(&finished).map_err(failed(staging.folder()))?;
     let mut files = Entries::new();
     for (piece, done) in plan.pieces.iter().zip(done) {
-        progress.part(&piece.path);
+        let progress = PieceProgress::begin(progress, piece);
         files.extend(match done {
             Some(entries) => entries,
-            None => make(model, piece, options, &staging, &ledger)?,
+            None => make(model, piece, options, &staging, &ledger, &progress)?,
         });
-        progress.wrote(piece.weight_bytes);
+        progress.end();
     }
     assemble(model, options, &plan, source, files, staging, ledger)
 }
 
 /// Makes one piece of a build, to be joined later: job `number` of [`Plan::pieces`]. Other jobs may run at the same time, in
 /// other processes, on the same target. A piece that is finished already is left as it is.
-pub fn build_piece(model: &Model, options: &Options, target: &Path, number: usize) -> Result<(), Error> {
+pub fn build_piece(
+    model: &Model,
+    options: &Options,
+    target: &Path,
+    number: usize,
+    progress: &dyn Progress,
+) -> Result<(), Error> {
     let plan = Plan::new(model, options)?;
     let piece = plan.pieces.get(number).ok_or_else(|| Error::Option {
         option: "--job",
@@ -175,7 +204,7 @@ pub fn build_piece(model: &Model, options: &Options, target: &Path, number: usiz
     let ledger = ledger(&staging, model, options, &plan, &source(model), Access::Shared)?;
     match ledger.finished(&piece.path) {
         Some(_) => Ok(()),
-        None => make(model, piece, options, &staging, &ledger).map(drop),
+        None => make(model, piece, options, &staging, &ledger, &PieceProgress::begin(progress, piece)).map(drop),
     }
 }
 
@@ -216,7 +245,14 @@ fn ledger(
 }
 
 /// Makes a piece and enters it into the ledger once it is on disk.
-fn make(model: &Model, piece: &Piece, options: &Options, staging: &Staging, ledger: &Ledger) -> Result<Entries, Error> {
+fn make(
+    model: &Model,
+    piece: &Piece,
+    options: &Options,
+    staging: &Staging,
+    ledger: &Ledger,
+    progress: &PieceProgress<'_>,
+) -> Result<Entries, Error> {
     let path = staging.folder().join(&piece.path);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed(parent))?;
@@ -228,15 +264,14 @@ fn make(model: &Model, piece: &Piece, options: &Options, staging: &Staging, ledg
     }
     let entries = match &options.reuse {
         Some(baseline) if baseline.has(piece.kind) => baseline.take(&piece.path, staging.folder())?,
-        _ => {
-            match program(model, piece, &options.tokens)? {
-                Some(program) => {
-                    package::write(&program, &path)?;
-                }
-                None => write_embedding(model, &path)?,
+        _ => match program(model, piece, &options.tokens)? {
+            Some(program) => {
+                let written = package::write_watched(&program, &path, &|bytes| progress.wrote(bytes))?;
+                let entry = |f: package::WrittenFile| (format!("{}/{}", piece.path, f.name), entry(f.bytes, f.blake3));
+                written.files.into_iter().map(entry).collect()
             }
-            entries(&path, &piece.path)?
-        }
+            None => Entries::from([(piece.path.clone(), write_embedding(model, &path, progress)?)]),
+        },
     };
     ledger.enter(&piece.path, &entries).map_err(failed(staging.folder()))?;
     Ok(entries)
@@ -256,7 +291,7 @@ fn assemble(
     for (name, bytes) in &options.host_files {
         let path = folder.join(name);
         write_file(&path, bytes)?;
-        files.extend(entries(&path, name)?);
+        files.insert(name.clone(), entry(bytes.len() as u64, blake3::hash(bytes)));
     }
     let manifest = Manifest {
         format: manifest::FORMAT,
@@ -305,16 +340,19 @@ pub fn source(model: &Model) -> Source {
 }
 
 /// Writes the embedding table as fp16 rows.
-fn write_embedding(model: &Model, path: &Path) -> Result<(), Error> {
-    struct Table(File);
-    impl Sink for Table {
+fn write_embedding(model: &Model, path: &Path, progress: &PieceProgress<'_>) -> Result<FileEntry, Error> {
+    struct Table<'a>(&'a Blocks, &'a PieceProgress<'a>);
+    impl Sink for Table<'_> {
         fn write(&self, _slot: usize, offset: usize, bytes: &[u8]) -> io::Result<()> {
-            self.0.write_all_at(bytes, offset as u64)
+            self.1.wrote(bytes.len() as u64);
+            self.0.write_at(bytes, offset as u64)
         }
     }
     let rows = Rows::new(&model.source, "token_embd.weight", plain(0..model.contract.vocab))?;
-    let table = Table(File::create_new(path).map_err(failed(path))?);
-    rows.write_fp16(&table).and_then(|()| table.0.sync_all()).map_err(failed(path))
+    let (height, width) = rows.shape();
+    let size = 2 * height as u64 * width as u64;
+    let hash = write_blocks(path, size, |blocks| rows.write_fp16(&Table(blocks, progress))).map_err(failed(path))?;
+    Ok(entry(size, hash))
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
@@ -326,19 +364,6 @@ fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {
     run().map_err(failed(path))
 }
 
-/// Size and hash of the file at `path`, or of every file of the folder there, by their path inside the bundle.
-fn entries(path: &Path, inside: &str) -> Result<Entries, Error> {
-    if !path.is_dir() {
-        let bytes = fs::metadata(path).map_err(failed(path))?.len();
-        let blake3 = manifest::hash_file(path).map_err(failed(path))?;
-        return Ok(Entries::from([(inside.to_owned(), FileEntry { bytes, blake3 })]));
-    }
-    let mut all = Entries::new();
-    for entry in fs::read_dir(path).map_err(failed(path))? {
-        let entry = entry.map_err(failed(path))?;
-        // Every name in a bundle is ours, and ASCII.
-        let name = entry.file_name().to_string_lossy().into_owned();
-        all.extend(entries(&entry.path(), &format!("{inside}/{name}"))?);
-    }
-    Ok(all)
+fn entry(bytes: u64, blake3: blake3::Hash) -> FileEntry {
+    FileEntry { bytes, blake3: blake3.to_hex().to_string() }
 }

@@ -101,7 +101,9 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     }
     let target = args.output.as_deref().expect("clap requires it for all that follows");
     if let Some(number) = args.job {
-        lower::build_piece(&prepared.model, &prepared.options, target, number)?;
+        let bar = ui.bytes(prepared.plan.pieces.get(number).map_or(0, |p| p.weight_bytes));
+        lower::build_piece(&prepared.model, &prepared.options, target, number, &bar)?;
+        drop(bar);
         ui.say(format_args!("job {number}: {} is finished", prepared.plan.pieces[number].path));
         return Ok(Outcome::Done);
     }

@@ -4,6 +4,7 @@
 //! weights are mapped, never copied; nothing outside of the package is opened. Writing takes a [`Valid`] program only.
 
 mod blob;
+mod blocks;
 mod decode;
 mod encode;
 mod manifest;
@@ -15,7 +16,8 @@ use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-pub use write::{WriteError, Written, write};
+pub use blocks::{Blocks, write_blocks};
+pub use write::{WriteError, Written, WrittenFile, write, write_watched};
 
 use crate::diag::{Diagnostic, Report};
 use crate::ir::Program;

@@ -1,8 +1,8 @@
 //! Writing a package.
 //!
 //! The weight file is laid out first: sizes follow from types, so every offset is known before a byte exists. Then producers
-//! and copies run in parallel, each writing at its own offsets of the preallocated file, and the model last, since small
-//! weights are part of it. All of it happens in a directory beside the target that is renamed into place when it is whole
+//! and copies run in parallel, each writing at its own offsets, and the model last, since small weights are part of it. Every
+//! file is hashed on the way (see `blocks`). All of it happens in a directory beside the target that is renamed into place when it is whole
 //! and on disk; after any error nothing is left.
 //!
 //! One payload is stored once: literals that share bytes, a producer's slot or a mapped blob share a record, and so do
@@ -11,7 +11,6 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::{self, File};
 use std::io::{self, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +18,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use rayon::prelude::*;
 
 use super::blob::{self, ALIGN};
+use super::blocks::{Blocks, write_blocks};
 use super::encode::{self, Content, Placement};
 use super::{MAX_MODEL_BYTES, manifest};
 use crate::diag::Report;
@@ -34,19 +34,21 @@ const MIN_BLOB: usize = 10;
 /// What was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Written {
-    /// The size of the model: program and description.
-    pub model_bytes: u64,
-    /// The size of the weight file.
-    pub weight_bytes: u64,
-    /// How many blobs it holds.
+    /// Every file of the package.
+    pub files: Vec<WrittenFile>,
+    /// How many blobs the weight file holds.
     pub blobs: usize,
 }
 
-impl Written {
-    /// The size of both together.
-    pub fn bytes(&self) -> u64 {
-        self.model_bytes + self.weight_bytes
-    }
+/// One file of a package as it is on disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct WrittenFile {
+    /// Inside the package, with `/` between folders.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// The hash of its bytes.
+    pub blake3: blake3::Hash,
 }
 
 /// Why a package could not be written. Nothing is left behind.
@@ -76,6 +78,11 @@ pub enum WriteError {
 
 /// Writes a package at `path`, which must not exist. The same program gives the same bytes.
 pub fn write(valid: &Valid, path: &Path) -> Result<Written, WriteError> {
+    write_watched(valid, path, &|_| {})
+}
+
+/// [`write`], with `made` told of the bytes of weights as they are made.
+pub fn write_watched(valid: &Valid, path: &Path, made: &(dyn Fn(u64) + Sync)) -> Result<Written, WriteError> {
     if !valid.is_strict() {
         validate(Program::clone(valid)).map_err(WriteError::NotStrict)?;
     }
@@ -99,9 +106,13 @@ pub fn write(valid: &Valid, path: &Path) -> Result<Written, WriteError> {
 
     let layout = Layout::new(valid);
     let weight_path = weights.join("weight.bin");
-    let file = File::create(&weight_path).map_err(io(&weight_path))?;
-    let inline = layout.fill(&file).map_err(|e| e.at(&weight_path))?;
-    file.sync_all().map_err(io(&weight_path))?;
+    let mut inline = HashMap::new();
+    let weight_hash = write_blocks(&weight_path, layout.size, |file| {
+        inline = layout.fill(file, made)?;
+        Ok(())
+    });
+    let weight_hash = weight_hash.map_err(|e: FillError| e.at(&weight_path))?;
+    let mut files = vec![WrittenFile { name: inside(&package, &weight_path), bytes: layout.size, blake3: weight_hash }];
 
     let model = encode::model(valid, &Placed { layout: &layout, inline: &inline });
     if model.len() as u64 > MAX_MODEL_BYTES {
@@ -112,6 +123,8 @@ pub fn write(valid: &Valid, path: &Path) -> Result<Written, WriteError> {
     {
         let mut file = File::create(&path).map_err(io(&path))?;
         file.write_all(bytes).and_then(|()| file.sync_all()).map_err(io(&path))?;
+        let (name, blake3) = (inside(&package, &path), blake3::hash(bytes));
+        files.push(WrittenFile { name, bytes: bytes.len() as u64, blake3 });
     }
     for dir in [&weights, &data, &package.join("Data"), &package] {
         File::open(dir).and_then(|d| d.sync_all()).map_err(io(dir))?;
@@ -121,7 +134,12 @@ pub fn write(valid: &Valid, path: &Path) -> Result<Written, WriteError> {
     }
     fs::rename(&package, path).map_err(io(path))?;
     File::open(&parent).and_then(|d| d.sync_all()).map_err(io(&parent))?;
-    Ok(Written { model_bytes: model.len() as u64, weight_bytes: layout.size, blobs: layout.blobs.len() })
+    Ok(Written { files, blobs: layout.blobs.len() })
+}
+
+/// A file's name inside the package; all of them are ASCII of ours.
+fn inside(package: &Path, file: &Path) -> String {
+    file.strip_prefix(package).unwrap_or(file).to_string_lossy().into_owned()
 }
 
 /// What makes two literals the same without looking at their bytes.
@@ -215,26 +233,28 @@ impl<'a> Layout<'a> {
     }
 
     /// Writes the whole weight file; what producers made for the model comes back.
-    fn fill(&self, file: &File) -> Result<HashMap<Identity, Vec<u8>>, FillError> {
-        file.set_len(self.size)?;
-        file.write_all_at(&blob::header(self.blobs.len() as u32), 0)?;
+    fn fill(&self, file: &Blocks, made: &(dyn Fn(u64) + Sync)) -> Result<HashMap<Identity, Vec<u8>>, FillError> {
+        file.write_at(&blob::header(self.blobs.len() as u32), 0)?;
         let mut producers: BTreeMap<usize, (&Arc<dyn Producer>, Slots<'_>)> = BTreeMap::new();
         let mut order = HashMap::new();
         let mut add = |d: &'a Deferred, target: Target<'a>| {
             let key = Arc::as_ptr(&d.producer).cast::<u8>() as usize;
             let next = order.len();
             let position = *order.entry(key).or_insert(next);
-            let (_, slots) =
-                producers.entry(position).or_insert_with(|| (&d.producer, Slots { file, targets: BTreeMap::new() }));
+            let (_, slots) = producers
+                .entry(position)
+                .or_insert_with(|| (&d.producer, Slots { file, made, targets: BTreeMap::new() }));
             slots.targets.entry(d.slot).or_default().push(target);
         };
+        let mut end = ALIGN as u64;
         for blob in &self.blobs {
-            file.write_all_at(
-                &blob::record(blob.code, blob.size, blob.record + ALIGN as u64, blob.padding),
-                blob.record,
-            )?;
+            let data = blob.record + ALIGN as u64;
+            // Zeros up to the boundary that the record starts on.
+            file.write_at(&[0; ALIGN][..(blob.record - end) as usize], end)?;
+            file.write_at(&blob::record(blob.code, blob.size, data, blob.padding), blob.record)?;
+            end = data + blob.size;
             if let Payload::Deferred(d) = &blob.literal.payload {
-                add(d, Target::new(blob.literal, blob.size, To::File(blob.record + ALIGN as u64)));
+                add(d, Target::new(blob.literal, blob.size, To::File(data)));
             }
         }
         for lit in &self.inline {
@@ -246,7 +266,7 @@ impl<'a> Layout<'a> {
             self.blobs.iter().filter(|b| !matches!(b.literal.payload, Payload::Deferred(_))).collect();
         copies.par_iter().try_for_each(|b| {
             let bytes = b.literal.bytes().unwrap_or_default();
-            file.write_all_at(bytes, b.record + ALIGN as u64)
+            file.write_at(bytes, b.record + ALIGN as u64)
         })?;
         let producers: Vec<_> = producers.into_values().collect();
         producers.par_iter().try_for_each(|(producer, slots)| {
@@ -316,7 +336,8 @@ impl<'a> Target<'a> {
 
 /// Where the slots of one producer go. A slot that no literal uses goes nowhere.
 struct Slots<'a> {
-    file: &'a File,
+    file: &'a Blocks,
+    made: &'a (dyn Fn(u64) + Sync),
     targets: BTreeMap<usize, Vec<Target<'a>>>,
 }
 
@@ -329,13 +350,14 @@ impl Sink for Slots<'_> {
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
             }
             match &target.to {
-                To::File(at) => self.file.write_all_at(bytes, at + offset as u64)?,
+                To::File(at) => self.file.write_at(bytes, at + offset as u64)?,
                 To::Memory(memory) => {
                     let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
                     memory[offset..offset + bytes.len()].copy_from_slice(bytes);
                 }
             }
             target.written.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+            (self.made)(bytes.len() as u64);
         }
         Ok(())
     }
