@@ -151,6 +151,14 @@ pub enum Error {
         /// What went wrong.
         reason: String,
     },
+    /// The system's own runtime refused a call, or answered what cannot be.
+    #[error("{function}: {reason}")]
+    Foreign {
+        /// The function.
+        function: String,
+        /// What it said, and what is known about that.
+        reason: String,
+    },
     /// A state of another model or runtime.
     #[error("this state belongs to another model; make one with `new_state` of the model it is used with")]
     ForeignState,

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeMap;
 
 use anemone_exec::{Data, Error, Model, Numerics, Options, Portable, PortableModel, Runtime, Tensor};
-use anemone_mil::ir::{Dim, Dtype, Flexibility, Function, Literal, TensorType};
+use anemone_mil::ir::{Dtype, Function, Literal, TensorType};
 use anemone_mil::{FunctionBuilder, Valid, validate};
 use common::{model, program};
 
@@ -45,30 +45,6 @@ fn accumulator(name: &str) -> Function {
 }
 
 #[test]
-fn two_reads_around_a_write_differ() {
-    let model = exact(&program(vec![accumulator("main")]));
-    let mut state = model.new_state().unwrap();
-    for call in 0..3 {
-        let out = model.run(0, &[&floats(&[1, 4], &[1.0, 2.0, 3.0, 4.0])], &mut state).unwrap();
-        let times = |n: i32| [1.0, 2.0, 3.0, 4.0].map(|v| v * n as f32);
-        assert_eq!(out[0].to_f32(), times(call));
-        assert_eq!(out[1].to_f32(), times(call + 1));
-    }
-    let fresh = model.run(0, &[&floats(&[1, 4], &[0.0; 4])], &mut model.new_state().unwrap()).unwrap();
-    assert_eq!(fresh[1].to_f32(), [0.0; 4]);
-}
-
-#[test]
-fn functions_share_states_by_name() {
-    let model = exact(&program(vec![accumulator("a"), accumulator("b")]));
-    assert_eq!(model.functions().iter().map(|f| f.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
-    let mut state = model.new_state().unwrap();
-    let x = floats(&[1, 4], &[1.0; 4]);
-    model.run(0, &[&x], &mut state).unwrap();
-    assert_eq!(model.run(1, &[&x], &mut state).unwrap()[1].to_f32(), [2.0; 4]);
-}
-
-#[test]
 fn a_watched_call_tells_every_value_and_changes_none() {
     let model = exact(&program(vec![accumulator("main")]));
     let mut told = Vec::new();
@@ -96,89 +72,6 @@ fn a_watched_op_tells_each_result_under_its_own_name() {
 }
 
 #[test]
-fn a_slice_update_of_a_state_leaves_other_rows_alone() {
-    let program = program(vec![function("main", |b| {
-        let x = b.input("x", f16(&[1, 2])).unwrap();
-        let row = b.input("row", TensorType::new(Dtype::I32, &[2])).unwrap();
-        let end = b.input("end", TensorType::new(Dtype::I32, &[2])).unwrap();
-        let s = b.state("rows", f16(&[3, 2])).unwrap();
-        let read = b.op("read_state", "read", &[("input", s.into())]).unwrap();
-        let bounds = [("x", read.into()), ("update", x.into()), ("begin", row.into()), ("end", end.into())];
-        let update = b.op("slice_update", "update", &bounds).unwrap();
-        b.write_state("write", s, update).unwrap();
-        let now = b.op("read_state", "now", &[("input", s.into())]).unwrap();
-        vec![("all", now)]
-    })]);
-    let model = exact(&program);
-    let mut state = model.new_state().unwrap();
-    let mut put = |row: i32, v: f32| {
-        let at = |r: i32, c: i32| Tensor::new(&[2], Data::I32(vec![r, c]));
-        let inputs = [&floats(&[1, 2], &[v, -v]), &at(row, 0), &at(row + 1, 2)];
-        model.run(0, &inputs, &mut state).unwrap()[0].to_f32()
-    };
-    let first = put(1, 5.0);
-    assert_eq!(first, [0.0, 0.0, 5.0, -5.0, 0.0, 0.0]);
-    assert_eq!(put(0, 7.0), [7.0, -7.0, 5.0, -5.0, 0.0, 0.0]);
-    // What was given out does not change with the state.
-    assert_eq!(first, [0.0, 0.0, 5.0, -5.0, 0.0, 0.0]);
-}
-
-#[test]
-fn a_state_of_another_model_is_refused() {
-    let (a, b) = (exact(&program(vec![accumulator("main")])), exact(&program(vec![accumulator("main")])));
-    let x = floats(&[1, 4], &[1.0; 4]);
-    let result = a.run(0, &[&x], &mut b.new_state().unwrap());
-    assert!(matches!(result, Err(Error::ForeignState)));
-}
-
-#[test]
-fn inputs_are_checked_by_name_type_and_shape() {
-    let model = exact(&program(vec![accumulator("main")]));
-    let mut state = model.new_state().unwrap();
-    let mut fails = |inputs: &[&Tensor]| model.run(0, inputs, &mut state).unwrap_err().to_string();
-    assert_eq!(fails(&[]), "main: input `x`: expected 1 inputs, found 0");
-    let half = Tensor::from_f32(&[1, 4], vec![0.0; 4], Dtype::F16);
-    assert_eq!(fails(&[&half]), "main: input `x`: expected fp32, found fp16");
-    assert_eq!(fails(&[&floats(&[4], &[0.0; 4])]), "main: input `x`: expected shape [1, 4], found shape [4]");
-}
-
-/// `relu(x)` joined with itself, for any `x` the description allows.
-fn flexible(default: &[usize], flexibility: Flexibility) -> PortableModel {
-    exact(&program(vec![function("main", |b| {
-        let ty = TensorType { dtype: Dtype::F16, shape: vec![Dim::Fixed(1), Dim::Unknown] };
-        let x = b.flexible_input("x", ty, default, flexibility).unwrap();
-        let relu = b.op("relu", "relu", &[("x", x.into())]).unwrap();
-        let axis = Literal::i32(1);
-        let joined = b.op("concat", "joined", &[("values", vec![relu, relu].into()), ("axis", axis.into())]).unwrap();
-        // A shape that is only known from a value.
-        let shape = b.op("shape", "shape", &[("x", joined.into())]).unwrap();
-        let ones = b.op("fill", "ones", &[("shape", shape.into()), ("value", Literal::f16(1.0).into())]).unwrap();
-        let y = b.op("add", "y", &[("x", joined.into()), ("y", ones.into())]).unwrap();
-        vec![("y", y)]
-    })]))
-}
-
-#[test]
-fn flexible_shapes_are_those_of_the_description() {
-    let ranged = flexible(&[1, 2], Flexibility::Range(vec![(1, Some(1)), (1, Some(4))]));
-    let enumerated = flexible(&[1, 2], Flexibility::Enumerated(vec![vec![1, 2], vec![1, 5]]));
-    for (model, n, accepted) in
-        [(&ranged, 1, true), (&ranged, 4, true), (&ranged, 5, false), (&enumerated, 5, true), (&enumerated, 4, false)]
-    {
-        let x: Vec<f32> = (0..n).map(|i| i as f32 - 1.0).collect();
-        let result = model.run(0, &[&floats(&[1, n], &x)], &mut model.new_state().unwrap());
-        match (result, accepted) {
-            (Ok(out), true) => {
-                let once: Vec<f32> = x.iter().map(|v| v.max(0.0) + 1.0).collect();
-                assert_eq!((out[0].shape(), out[0].to_f32()), (&[1, 2 * n][..], [once.clone(), once].concat()));
-            }
-            (Err(Error::Input { input, .. }), false) => assert_eq!(input, "x"),
-            (other, _) => panic!("{n}: {other:?}"),
-        }
-    }
-}
-
-#[test]
 fn what_a_run_time_index_misses_is_an_error_that_names_the_op() {
     let model = exact(&program(vec![function("main", |b| {
         let i = b.input("i", TensorType::new(Dtype::I32, &[1])).unwrap();
@@ -189,27 +82,6 @@ fn what_a_run_time_index_misses_is_an_error_that_names_the_op() {
     let index = Tensor::new(&[1], Data::I32(vec![3]));
     let error = model.run(0, &[&index], &mut model.new_state().unwrap()).unwrap_err().to_string();
     assert!(error.contains("gather") && error.contains("index 3 is out of range for 3 elements"), "{error}");
-}
-
-#[test]
-fn a_call_that_fails_in_the_middle_does_not_hide_the_lost_state() {
-    let model = exact(&program(vec![function("main", |b| {
-        let i = b.input("i", TensorType::new(Dtype::I32, &[1])).unwrap();
-        let s = b.state("s", f16(&[1])).unwrap();
-        let old = b.op("read_state", "old", &[("input", s.into())]).unwrap();
-        let table = b.constant("table", Literal::f16s(&[3], &[1.0, 2.0, 3.0]));
-        let picked = b.op("gather", "picked", &[("x", table.into()), ("indices", i.into())]).unwrap();
-        let new = b.op("add", "new", &[("x", old.into()), ("y", picked.into())]).unwrap();
-        b.write_state("write", s, new).unwrap();
-        let now = b.op("read_state", "now", &[("input", s.into())]).unwrap();
-        vec![("y", now)]
-    })]));
-    let mut state = model.new_state().unwrap();
-    let mut call = |i: i32| model.run(0, &[&Tensor::new(&[1], Data::I32(vec![i]))], &mut state).map(|o| o[0].to_f32());
-    assert_eq!(call(2).unwrap(), [3.0]);
-    assert!(call(9).is_err());
-    let error = call(0).unwrap_err().to_string();
-    assert!(error.contains("the state was lost"), "{error}");
 }
 
 #[test]

@@ -37,13 +37,10 @@ impl Simd {
 
     /// All this processor has, narrowest first.
     pub fn available() -> Vec<Self> {
-        let mut all = vec![Simd::Plain];
+        let all = std::iter::once(Simd::Plain);
         #[cfg(target_arch = "x86_64")]
-        {
-            all.extend(Avx2::detect().map(Simd::Avx2));
-            all.extend(Avx512::detect().map(Simd::Avx512));
-        }
-        all
+        let all = all.chain(Avx2::detect().map(Simd::Avx2)).chain(Avx512::detect().map(Simd::Avx512));
+        all.collect()
     }
 }
 
