@@ -202,7 +202,7 @@ impl Engine {
         let mut logits = vec![0.0; n * vocab];
         let mut done = 0;
         while done < n {
-            let (function, tokens) = self.block(n - done);
+            let (function, tokens) = self.block(&self.head, n - done);
             let len = tokens.min(n - done);
             let x = host::to_columns(&rows[done * width..(done + len) * width], width, tokens, self.float);
             for (shard, slice) in self.head.iter().zip(&self.manifest.head) {
@@ -218,10 +218,12 @@ impl Engine {
         Ok(logits)
     }
 
-    /// Which function takes `left` tokens best, and how many it takes. One token alone goes through `main`.
-    fn block(&self, left: usize) -> (usize, usize) {
+    /// Which function of these shards takes `left` tokens best, and how many it takes. One token alone goes through `main`;
+    /// a runtime that does not mind the number is given no padding.
+    fn block(&self, shards: &[Shard], left: usize) -> (usize, usize) {
         let function = if left > 1 { self.manifest.tokens.len() - 1 } else { 0 };
-        (function, self.manifest.tokens[function])
+        let most = shards.iter().map(|shard| shard.model.most_tokens(shard.functions[function].index)).min().flatten();
+        (function, most.map_or(self.manifest.tokens[function], |most| left.min(most)))
     }
 }
 
@@ -280,7 +282,7 @@ impl Session<'_> {
         let mut rows = Vec::new();
         let mut rest = ids;
         while !rest.is_empty() {
-            let (function, tokens) = self.engine.block(rest.len());
+            let (function, tokens) = self.engine.block(&self.engine.layers, rest.len());
             let (block, later) = rest.split_at(tokens.min(rest.len()));
             let hidden = self.step(block, function, tokens)?;
             match want {

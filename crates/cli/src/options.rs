@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anemone_bundle::contract::WeightMode;
-use anemone_exec::{self as exec, Numerics, Portable};
+use anemone_exec::{self as exec, Fast, FastOptions, Numerics, Portable, Runtime};
 use anemone_gguf::Gguf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
@@ -12,9 +12,10 @@ use clap::{Args, ValueEnum};
 /// How the portable runtime computes.
 #[derive(Args, Clone)]
 pub struct RuntimeArgs {
-    /// How numbers round: `exact` is f32 throughout; `ane` rounds to fp16 at every op, as the Neural Engine is known to.
-    #[arg(long, value_enum, default_value_t = NumericsArg::Exact)]
-    pub numerics: NumericsArg,
+    /// How numbers are computed: `exact` op by op in f32, `ane` rounds to fp16 at every op, as the Neural Engine is known to,
+    /// `fast` in fused kernels. Answers come `fast` and gates judge `exact`, if nothing else is said.
+    #[arg(long, value_enum)]
+    pub numerics: Option<NumericsArg>,
     /// Threads; all cores where not given. Results do not depend on it.
     #[arg(long)]
     pub threads: Option<usize>,
@@ -27,16 +28,29 @@ pub enum NumericsArg {
     Exact,
     /// fp16 at every op, f32 accumulation.
     Ane,
+    /// Fused kernels.
+    Fast,
 }
 
 impl RuntimeArgs {
-    /// The runtime.
-    pub fn portable(&self) -> Portable {
-        let numerics = match self.numerics {
-            NumericsArg::Exact => Numerics::Exact,
-            NumericsArg::Ane => Numerics::Ane,
-        };
-        Portable::new(numerics, self.portable_options())
+    /// The runtime, with these numerics where the user asked for none.
+    pub fn runtime(&self, default: NumericsArg) -> Box<dyn Runtime> {
+        match self.numerics.unwrap_or(default) {
+            NumericsArg::Exact => Box::new(Portable::new(Numerics::Exact, self.portable_options())),
+            NumericsArg::Ane => Box::new(Portable::new(Numerics::Ane, self.portable_options())),
+            NumericsArg::Fast => {
+                let exec::Options { threads, memory_limit, .. } = self.portable_options();
+                Box::new(Fast::new(FastOptions { threads, memory_limit, ..FastOptions::default() }))
+            }
+        }
+    }
+
+    /// What a gate holds its findings to: the fast runtime means what the exact one does.
+    pub fn judged_as(&self) -> Numerics {
+        match self.numerics {
+            Some(NumericsArg::Ane) => Numerics::Ane,
+            _ => Numerics::Exact,
+        }
     }
 
     /// Its settings, whatever the numerics.

@@ -8,7 +8,7 @@ use anemone_chat::{Conversation, Engine, Message, Sampler, SamplingOptions, Voic
 use anyhow::{Context, Result};
 use clap::Args;
 
-use crate::options::RuntimeArgs;
+use crate::options::{NumericsArg, RuntimeArgs};
 use crate::ui::Ui;
 
 /// A bundle that can answer.
@@ -24,7 +24,7 @@ impl Speaker {
     pub fn open(bundle: &Path, runtime: &RuntimeArgs, ui: &Ui) -> Result<Self> {
         let bar = ui.steps(1);
         bar.doing("loading");
-        let engine = Engine::open(bundle, &runtime.portable())?;
+        let engine = Engine::open(bundle, runtime.runtime(NumericsArg::Fast).as_ref())?;
         let voice = Voice::open(bundle).with_context(|| bundle.display().to_string())?;
         Ok(Self { engine, voice })
     }

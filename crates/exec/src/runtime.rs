@@ -43,6 +43,26 @@ pub trait Model: Send + Sync {
     /// program's writes make it. On an error the state is unspecified and must be dropped.
     fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error>;
 
+    /// As [`run`](Self::run), into tensors of the outputs' types and shapes: a caller in a loop keeps them.
+    fn run_into(
+        &self,
+        function: usize,
+        inputs: &[&Tensor],
+        state: &mut State,
+        outputs: &mut [Tensor],
+    ) -> Result<(), Error> {
+        let results = self.run(function, inputs, state)?;
+        outputs.iter_mut().zip(results).for_each(|(output, result)| *output = result);
+        Ok(())
+    }
+
+    /// Where a function accepts another number of tokens than it declares, in every input's dimension of tokens at once:
+    /// how many at most. The results are those of the declared number, token by token.
+    fn most_tokens(&self, function: usize) -> Option<usize> {
+        let _ = function;
+        None
+    }
+
     /// As [`run`](Self::run), telling `watch` each value that the function computes, by its name in the program and in the
     /// program's order. What a runtime fuses away it does not tell, and one that cannot look inside tells nothing.
     fn run_watched(

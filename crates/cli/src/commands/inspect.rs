@@ -7,12 +7,14 @@ use std::sync::Arc;
 use anemone_bundle::contract::WeightMode;
 use anemone_bundle::{Contract, Manifest, layout};
 use anemone_chat::Tokenizer;
+use anemone_exec::{Fast, FastOptions, fast};
 use anemone_gguf::{Gguf, Value};
 use anemone_lower::{Model, contract};
 use anemone_mil::ir::{Feature, Function, Payload, Program};
 use anemone_mil::package;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use clap::builder::PossibleValuesParser;
 use serde_json::{Value as Json, json};
 
 use crate::Outcome;
@@ -28,10 +30,21 @@ pub struct Args {
     /// As JSON.
     #[arg(long)]
     pub json: bool,
+    /// How the fast runtime executes it: the kernels of every function, in order.
+    #[arg(long)]
+    pub plan: bool,
+    /// With --plan, do without this rewrite; may be repeated. One of linear, norm, gate, residual, rotary, attention.
+    #[arg(long, value_name = "LABEL", requires = "plan", value_parser = PossibleValuesParser::new(fast::LABELS))]
+    pub no_fuse: Vec<String>,
 }
 
 pub fn run(args: Args) -> Result<Outcome> {
     let path = &args.path;
+    if args.plan {
+        let options = FastOptions { off: args.no_fuse.iter().cloned().collect(), ..FastOptions::default() };
+        super::inspect_plan::show(path, &Fast::new(options), args.json)?;
+        return Ok(Outcome::Done);
+    }
     if path.join(layout::MANIFEST).is_file() {
         bundle(path, args.json)?;
     } else if path.join("Manifest.json").is_file() {

@@ -8,6 +8,7 @@ pub mod export;
 pub mod gate;
 pub mod generate;
 pub mod inspect;
+mod inspect_plan;
 pub mod journal;
 pub mod proof;
 pub mod report;

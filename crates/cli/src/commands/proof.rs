@@ -65,13 +65,10 @@ impl ProofArgs {
         runtime: &RuntimeArgs,
         ui: &Ui,
     ) -> Result<Vec<Finding>> {
-        let portable = runtime.portable();
-        let numerics = match runtime.numerics {
-            NumericsArg::Exact => Numerics::Exact,
-            NumericsArg::Ane => Numerics::Ane,
-        };
-        let engine = Engine::open(&subject.folder, &portable)?;
-        let run = Run { engine: &engine, measured_on: portable.describe(), numerics };
+        let numerics = runtime.judged_as();
+        let runs_on = runtime.runtime(NumericsArg::Exact);
+        let engine = Engine::open(&subject.folder, runs_on.as_ref())?;
+        let run = Run { engine: &engine, measured_on: runs_on.describe(), numerics };
         let max_tokens = self.max_tokens.max(1);
         Ok(match gate {
             Gate::Weights => {
@@ -96,8 +93,8 @@ impl ProofArgs {
                 let prompts = self.prompts(subject)?;
                 let bar = ui.steps(prompts.len() as u64);
                 bar.doing("parity");
-                let baseline = Engine::open(folder, &portable)?;
-                let baseline = Run { engine: &baseline, measured_on: portable.describe(), numerics };
+                let baseline = Engine::open(folder, runs_on.as_ref())?;
+                let baseline = Run { engine: &baseline, measured_on: runs_on.describe(), numerics };
                 parity::judge(subject, &run, &baseline, &prompts, max_tokens, |_| bar.advance(1))?
             }
             Gate::Numeric => {

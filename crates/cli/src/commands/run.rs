@@ -2,13 +2,13 @@
 
 use std::path::{Path, PathBuf};
 
-use anemone_exec::{Dtype, Model, Runtime, Signature, Tensor};
+use anemone_exec::{Dtype, Model, Signature, Tensor};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
 use crate::Outcome;
 use crate::npz::{self, Npz};
-use crate::options::RuntimeArgs;
+use crate::options::{NumericsArg, RuntimeArgs};
 use crate::ui::{self, Ui};
 
 /// Execute any ML Program package, its own or anyone's: one call per input file, with state kept between calls.
@@ -52,7 +52,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
             args.inputs.len()
         );
     }
-    let model = args.runtime.portable().load(&args.package)?;
+    let model = args.runtime.runtime(NumericsArg::Exact).load(&args.package)?;
     let function = find(model.as_ref(), args.function.as_deref())?;
     let signature = &model.functions()[function];
     if let Some(folder) = &args.outputs {

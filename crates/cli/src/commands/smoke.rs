@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use anemone_bundle::Manifest;
 use anemone_chat::generate::{Answer, generate};
-use anemone_exec::Runtime;
 use anemone_gate::journal::{self, Heading, Line};
 use anemone_gate::verdict::TOOL;
 use anemone_gate::{Finding, Verdict, evidence, smoke};
@@ -13,7 +12,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::Outcome;
-use crate::options::RuntimeArgs;
+use crate::options::{NumericsArg, RuntimeArgs};
 use crate::speak::{LimitArgs, SamplingArgs, Speaker, question};
 use crate::ui::Ui;
 
@@ -92,7 +91,7 @@ pub fn judge(
         gate: smoke::NAME.into(),
         subject: "bundle".into(),
         verdict: ran.verdict,
-        measured_on: format!("{}, {TOOL}", runtime.portable().describe()),
+        measured_on: format!("{}, {TOOL}", runtime.runtime(NumericsArg::Fast).describe()),
         bundle: manifest.hash(),
         message: ran.message,
         figures: json!({

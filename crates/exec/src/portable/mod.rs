@@ -12,7 +12,7 @@
 //! threads around it. Everything that can be refused is refused at load, by the name of the op. Memory is counted: constants
 //! and values of known shape at load, the rest as it is asked for.
 
-mod constants;
+pub(crate) mod constants;
 mod context;
 pub mod headroom;
 mod kernel;
@@ -21,7 +21,7 @@ mod loops;
 mod plan;
 mod strided;
 mod threads;
-mod value;
+pub(crate) mod value;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -190,7 +190,7 @@ fn port(name: &str, ty: &TensorType) -> Port {
     Port { name: name.to_owned(), dtype: ty.dtype, shape: ty.shape.iter().map(|d| d.fixed()).collect() }
 }
 
-fn signature(function: &Function) -> Signature {
+pub(crate) fn signature(function: &Function) -> Signature {
     let mut signature = Signature { name: function.name.clone(), inputs: vec![], outputs: vec![], states: vec![] };
     for &id in &function.inputs {
         let value = function.value(id);
@@ -210,7 +210,7 @@ fn signature(function: &Function) -> Signature {
 }
 
 /// What the model description says of each input.
-fn features(function: &Function) -> Vec<Option<Feature>> {
+pub(crate) fn features(function: &Function) -> Vec<Option<Feature>> {
     let tensors = function.inputs.iter().map(|id| function.value(*id)).filter(|v| v.ty.tensor().is_some());
     tensors.map(|v| function.interface.inputs.iter().find(|f| f.name == v.name).cloned()).collect()
 }

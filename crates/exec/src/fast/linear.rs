@@ -1,0 +1,342 @@
+//! Weights times activations: `y[t] = W x[t] + b`, for a few tokens at a time.
+//!
+//! Weights stay as the package stores them and are read once for all tokens of a call.
+//!
+//! **8-bit weights** meet 16-bit activations: each token's row is scaled so that its largest magnitude becomes 32767 and rounded,
+//! which costs a relative 2^-16 of that maximum (8 bits would cost as much as the weights' own rounding). Products are summed
+//! in integers, [`CHUNK`] at a time. A chunk's sum has at most `|w| |x|` by Cauchy and Schwarz, so the scale is lowered where
+//! `127 sqrt(CHUNK) |x|` could reach 2^31; intermediate sums may wrap, the whole does not. Integer sums are exact
+//! in any order: the result does not depend on the instruction set, the number of tokens or the number of threads.
+//!
+//! **fp16 weights** meet f32 activations in sixteen running sums, one for each residue of the column modulo 16, added by one
+//! fixed tree.
+
+use std::ops::Range;
+use std::sync::Arc;
+
+use anemone_mil::ir::Literal;
+
+use super::simd::{LANES, Simd, Task};
+
+/// Columns that are summed in 32 bits.
+pub const CHUNK: usize = 2048;
+/// Activation rows are padded with zeros to a multiple of this many.
+pub const PADDING: usize = 32;
+/// The largest activation in 16 bits.
+const AMPLITUDE: f32 = 32767.0;
+/// Rows of weights in a block.
+const ROWS: usize = 4;
+/// Tokens whose activations are gone through before the next rows: they stay in the second-level cache meanwhile.
+const PANEL: usize = 48;
+/// How far ahead of the arithmetic weights are asked for, in bytes.
+const AHEAD: usize = 4096;
+
+/// A constant matrix `[rows, columns]`, row-major, as its package stores it.
+#[derive(Clone, Debug)]
+pub struct Matrix {
+    /// Outputs.
+    pub rows: usize,
+    /// Inputs.
+    pub columns: usize,
+    /// The elements.
+    pub elements: Weights,
+}
+
+/// The elements of a [`Matrix`].
+#[derive(Clone, Debug)]
+pub enum Weights {
+    /// int8 with a scale for each row, or one for all.
+    Int8(Literal, Arc<[f32]>),
+    /// fp16.
+    Half(Literal),
+}
+
+impl Matrix {
+    fn bytes(&self) -> &[u8] {
+        match &self.elements {
+            Weights::Int8(data, _) | Weights::Half(data) => data.bytes().unwrap_or_default(),
+        }
+    }
+
+    /// Whether there are as many bytes and scales as the shape says.
+    pub fn is_whole(&self) -> bool {
+        let n = self.rows.checked_mul(self.columns);
+        match &self.elements {
+            Weights::Int8(_, scales) => {
+                Some(self.bytes().len()) == n && (scales.len() == 1 || scales.len() == self.rows)
+            }
+            Weights::Half(_) => Some(self.bytes().len()) == n.and_then(|n| n.checked_mul(2)),
+        }
+    }
+}
+
+/// Rows of activations, padded, in the form that the weights want.
+#[derive(Clone, Copy)]
+pub struct Activations {
+    /// f32, `[tokens, padded]`.
+    pub floats: *const f32,
+    /// 16-bit integers, `[tokens, padded]`.
+    pub ints: *const i16,
+    /// What an integer of each token is worth.
+    pub scales: *const f32,
+    /// Elements of a padded row.
+    pub padded: usize,
+    /// How many rows there are.
+    pub tokens: usize,
+}
+
+/// Where results go: `out[t * stride + row]`.
+#[derive(Clone, Copy)]
+pub struct Output {
+    /// The first token's first row.
+    pub out: *mut f32,
+    /// Between tokens.
+    pub stride: usize,
+    /// Added to the result, `[tokens, stride]` of its own; may be `out` itself.
+    pub residual: Option<(*const f32, usize)>,
+}
+
+/// Rounds a row to 16 bits; `ints` has the row's padded length. Returns what one is worth: NaN for a row whose sum of squares is
+/// not finite.
+#[inline(always)]
+pub fn round_row<S: Simd>(s: S, row: &[f32], ints: &mut [i16]) -> f32 {
+    debug_assert_eq!(row.len(), ints.len());
+    debug_assert_eq!(row.len() % PADDING, 0);
+    let mut peak = s.splat(0.0);
+    let (mut largest_chunk, mut finite) = (0.0f32, true);
+    for chunk in row.chunks(CHUNK) {
+        let mut squares = s.splat(0.0);
+        for v in chunk.chunks_exact(LANES) {
+            let v = s.load_some(v);
+            peak = s.max(peak, s.max(v, s.sub(s.splat(0.0), v)));
+            squares = s.mul_add(v, v, squares);
+        }
+        let squares = s.sum(squares);
+        finite &= squares.is_finite();
+        largest_chunk = largest_chunk.max(squares);
+    }
+    let peak = s.largest(peak);
+    if !finite || peak < f32::MIN_POSITIVE {
+        ints.fill(0);
+        return if finite { 0.0 } else { f32::NAN };
+    }
+    // |w| of a chunk is at most 128 sqrt(CHUNK); 2e9 leaves room below 2^31 for the rounding of the activations.
+    let bound = 2e9 / (128.0 * (CHUNK as f32).sqrt() * (largest_chunk.sqrt() / peak));
+    let amplitude = AMPLITUDE.min(bound);
+    let factor = s.splat(amplitude / peak);
+    for (v, out) in row.chunks_exact(LANES).zip(ints.chunks_exact_mut(LANES)) {
+        // SAFETY: `out` has sixteen elements.
+        unsafe { s.store_i16(out.as_mut_ptr(), s.mul(s.load_some(v), factor)) };
+    }
+    peak / amplitude
+}
+
+/// A range of a matrix's rows times all tokens.
+pub struct Product<'a> {
+    /// The weights.
+    pub matrix: &'a Matrix,
+    /// Added to each row.
+    pub bias: Option<&'a [f32]>,
+    /// The rows.
+    pub rows: Range<usize>,
+    /// The activations.
+    pub x: Activations,
+    /// Where the results go.
+    pub y: Output,
+}
+
+impl Task for Product<'_> {
+    type Out = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) {
+        let mut first = 0;
+        while first < self.x.tokens {
+            let panel = first..self.x.tokens.min(first + PANEL);
+            let mut row = self.rows.start;
+            while row + ROWS <= self.rows.end {
+                self.tokens::<S, ROWS>(s, row, panel.clone());
+                row += ROWS;
+            }
+            while row < self.rows.end {
+                self.tokens::<S, 1>(s, row, panel.clone());
+                row += 1;
+            }
+            first = panel.end;
+        }
+    }
+}
+
+impl Product<'_> {
+    /// `R` rows from `row` on times a panel of tokens.
+    #[inline(always)]
+    fn tokens<S: Simd, const R: usize>(&self, s: S, row: usize, panel: Range<usize>) {
+        let mut t = panel.start;
+        while t + 6 <= panel.end {
+            self.block::<S, R, 6>(s, row, t);
+            t += 6;
+        }
+        if t + 4 <= panel.end {
+            self.block::<S, R, 4>(s, row, t);
+            t += 4;
+        }
+        if t + 2 <= panel.end {
+            self.block::<S, R, 2>(s, row, t);
+            t += 2;
+        }
+        if t < panel.end {
+            self.block::<S, R, 1>(s, row, t);
+        }
+    }
+
+    /// `R` rows times `M` tokens.
+    #[inline(always)]
+    fn block<S: Simd, const R: usize, const M: usize>(&self, s: S, row: usize, token: usize) {
+        let columns = self.matrix.columns;
+        let bytes = self.matrix.bytes();
+        let sums: [[f32; M]; R] = match &self.matrix.elements {
+            Weights::Int8(_, scales) => {
+                let weights = &bytes[row * columns..(row + R) * columns];
+                // SAFETY: `M` tokens from `token` on are there, each of `padded` elements, no fewer than `columns`.
+                let sums = unsafe {
+                    let x = self.x.ints.add(token * self.x.padded);
+                    integers::<S, R, M>(s, weights, columns, x, self.x.padded)
+                };
+                std::array::from_fn(|r| {
+                    let scale = scales[if scales.len() == 1 { 0 } else { row + r }];
+                    // SAFETY: each token has a scale.
+                    std::array::from_fn(|m| sums[r][m] as f32 * (scale * unsafe { *self.x.scales.add(token + m) }))
+                })
+            }
+            Weights::Half(_) => {
+                let weights = &bytes[2 * row * columns..2 * (row + R) * columns];
+                // SAFETY: as above.
+                unsafe {
+                    let x = self.x.floats.add(token * self.x.padded);
+                    halves::<S, R, M>(s, weights, columns, x, self.x.padded)
+                }
+            }
+        };
+        for m in 0..M {
+            for (r, sums) in sums.iter().enumerate() {
+                let mut v = sums[m];
+                if let Some(bias) = self.bias {
+                    v += bias[row + r];
+                }
+                // SAFETY: the caller gave room for every token and row, which nobody else writes.
+                unsafe {
+                    if let Some((residual, stride)) = self.y.residual {
+                        v += *residual.add((token + m) * stride + row + r);
+                    }
+                    *self.y.out.add((token + m) * self.y.stride + row + r) = v;
+                }
+            }
+        }
+    }
+}
+
+/// Exact dot products of `R` rows of int8 with `M` rows of integers.
+///
+/// # Safety
+/// `M` rows of `padded` elements can be read at `x`, and `padded` is at least `columns` rounded up to [`PADDING`].
+#[inline(always)]
+unsafe fn integers<S: Simd, const R: usize, const M: usize>(
+    s: S,
+    weights: &[u8],
+    columns: usize,
+    x: *const i16,
+    padded: usize,
+) -> [[i64; M]; R] {
+    let mut totals = [[0i64; M]; R];
+    let w: *const i8 = weights.as_ptr().cast();
+    let mut k = 0;
+    while k < columns {
+        let end = columns.min(k + CHUNK);
+        let mut sums = [[s.zero(); M]; R];
+        while k + S::STEP <= end {
+            for r in 0..R {
+                // SAFETY: `STEP` columns from `k` on are within row `r`.
+                let weights = unsafe { s.weights(w.add(r * columns + k)) };
+                if M == 1 {
+                    s.prefetch(w.wrapping_add(r * columns + k + AHEAD).cast());
+                }
+                for m in 0..M {
+                    // SAFETY: and within the row of activations.
+                    sums[r][m] = unsafe { s.dot(sums[r][m], weights, x.add(m * padded + k)) };
+                }
+            }
+            k += S::STEP;
+        }
+        if k < end {
+            for r in 0..R {
+                let mut last = [0i8; 32];
+                let rest = &weights[r * columns + k..r * columns + end];
+                last.iter_mut().zip(rest).for_each(|(l, &w)| *l = w as i8);
+                // SAFETY: the buffer has `STEP` weights, and the padded row as many activations.
+                unsafe {
+                    let weights = s.weights(last.as_ptr());
+                    for m in 0..M {
+                        sums[r][m] = s.dot(sums[r][m], weights, x.add(m * padded + k));
+                    }
+                }
+            }
+            k = end;
+        }
+        for r in 0..R {
+            for m in 0..M {
+                totals[r][m] += i64::from(s.total(sums[r][m]));
+            }
+        }
+    }
+    totals
+}
+
+/// Dot products of `R` rows of fp16 with `M` rows of floats.
+///
+/// # Safety
+/// As for [`integers`].
+#[inline(always)]
+unsafe fn halves<S: Simd, const R: usize, const M: usize>(
+    s: S,
+    weights: &[u8],
+    columns: usize,
+    x: *const f32,
+    padded: usize,
+) -> [[f32; M]; R] {
+    let w = weights.as_ptr();
+    let mut sums = [[s.splat(0.0); M]; R];
+    let mut k = 0;
+    while k + LANES <= columns {
+        let mut rows = [s.splat(0.0); R];
+        for r in 0..R {
+            // SAFETY: sixteen columns from `k` on are within row `r`.
+            rows[r] = unsafe { s.load_f16(w.add(2 * (r * columns + k))) };
+            if M == 1 {
+                s.prefetch(w.wrapping_add(2 * (r * columns + k) + AHEAD));
+            }
+        }
+        for m in 0..M {
+            // SAFETY: and within the row of activations.
+            let x = unsafe { s.load(x.add(m * padded + k)) };
+            for r in 0..R {
+                sums[r][m] = s.mul_add(rows[r], x, sums[r][m]);
+            }
+        }
+        k += LANES;
+    }
+    if k < columns {
+        for r in 0..R {
+            let mut last = [0u8; 2 * LANES];
+            let rest = &weights[2 * (r * columns + k)..2 * (r + 1) * columns];
+            last[..rest.len()].copy_from_slice(rest);
+            // SAFETY: the buffer has sixteen, and so has the padded row.
+            unsafe {
+                let weights = s.load_f16(last.as_ptr());
+                for m in 0..M {
+                    sums[r][m] = s.mul_add(weights, s.load(x.add(m * padded + k)), sums[r][m]);
+                }
+            }
+        }
+    }
+    std::array::from_fn(|r| std::array::from_fn(|m| s.sum(sums[r][m])))
+}

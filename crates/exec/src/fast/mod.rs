@@ -1,0 +1,603 @@
+//! The fast runtime: executes the same programs as the portable one, in fused kernels over memory placed once.
+//!
+//! [`select`] recognises groups of ops, [`plan`] orders the kernels that stand for them and gives every value a place, and a
+//! [`Team`] of resident threads goes through the steps together. What no rule recognises runs op by op between them
+//! ([`island`]); a package whose states are used in unknown ways, or of which nothing is recognised, runs as a whole on the
+//! portable runtime, so that every package works.
+//!
+//! Values are f32 throughout, whatever float type the program declares, as in `exact`; only what meets 8-bit weights is rounded,
+//! to 16 bits ([`linear`]). Weights are read from the mapped file.
+//!
+//! **Invariants.** A token's result is equal bit for bit whatever the number of tokens in its call, of threads, or the instruction
+//! set: each kernel fixes the order of its sums for one token alone, and units of work that threads share out at will never
+//! split a sum. After a state's first calls nothing is allocated but the tensors handed out, unless ops run one by one.
+
+mod attention;
+mod cache;
+mod graph;
+mod island;
+mod linear;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod plan;
+mod rows;
+mod select;
+mod simd;
+mod team;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use anemone_mil::Valid;
+use anemone_mil::ir::Dtype;
+
+use crate::portable::constants::Shared;
+use crate::portable::{Numerics, Options, Portable, PortableModel, signature};
+use crate::runtime::{Error, Model, Port, Runtime, Signature, State};
+use crate::tensor::{Data, Tensor};
+use attention::{Answer, Attention, Masked, Masks, Write};
+use cache::{Cache, RawCache};
+use graph::Graph;
+use linear::{Activations, Output, Product, Weights};
+use plan::{CacheSpec, Part, Plan, Step};
+use rows::{Arena, Prepared, Row, RowSource};
+pub use select::LABELS;
+use select::Selector;
+use simd::Isa;
+use team::{Meeting, Team};
+
+/// The most tokens that a call of an elastic function takes: beyond it weights are shared by enough tokens already.
+pub const MOST_TOKENS: usize = 512;
+
+/// Settings of the fast runtime.
+#[derive(Clone, Debug)]
+pub struct FastOptions {
+    /// Threads; never changes a result. By default as many as the machine has.
+    pub threads: usize,
+    /// Labels of rules that are switched off, of [`LABELS`].
+    pub off: BTreeSet<String>,
+    /// The most bytes that decompressed constants, and values of ops that run one by one, may occupy.
+    pub memory_limit: usize,
+}
+
+impl Default for FastOptions {
+    fn default() -> Self {
+        let Options { threads, memory_limit, .. } = Options::default();
+        Self { threads, off: BTreeSet::new(), memory_limit }
+    }
+}
+
+/// The fast runtime. Packages that it loads share its threads.
+#[derive(Clone)]
+pub struct Fast {
+    options: FastOptions,
+    team: Arc<Team>,
+    isa: Isa,
+}
+
+impl Fast {
+    /// A runtime with threads of its own.
+    pub fn new(options: FastOptions) -> Self {
+        let team = Arc::new(Team::new(options.threads));
+        Self { options, team, isa: Isa::best() }
+    }
+
+    /// As [`new`](Self::new), for each instruction set of this machine, the plainest first: tests compare them.
+    pub fn for_each_isa(options: &FastOptions) -> Vec<(&'static str, Self)> {
+        let each = Isa::available().into_iter();
+        each.map(|isa| (isa.name(), Self { isa, ..Self::new(options.clone()) })).collect()
+    }
+
+    /// Prepares a valid program that need not come from a file.
+    pub fn prepare(&self, program: &Valid) -> Result<FastModel, Error> {
+        let FastOptions { threads, off, memory_limit } = &self.options;
+        let mut constants = Shared::default();
+        let mut caches = Vec::new();
+        let mut plan = |index: usize| {
+            let graph = Graph::new(program, index);
+            let selection = Selector::select(graph, off, &mut constants, *memory_limit, &mut caches)?;
+            Plan::new(program, index, selection, *threads, *memory_limit)
+        };
+        let plans: Result<Vec<Plan>, (usize, String)> =
+            (0..program.functions.len()).map(|i| plan(i).map_err(|reason| (i, reason))).collect();
+        let form = match plans {
+            Ok(plans) => Form::Planned { plans },
+            Err((index, reason)) => {
+                let reason = format!("{}: {reason}", program.functions[index].name);
+                let options = Options { threads: *threads, memory_limit: *memory_limit, headroom: false };
+                Form::Whole { model: Box::new(Portable::new(Numerics::Exact, options).prepare(program)?), reason }
+            }
+        };
+        Ok(FastModel {
+            form,
+            signatures: program.functions.iter().map(signature).collect(),
+            default_function: program.functions.iter().position(|f| f.name == program.default_function).unwrap_or(0),
+            caches,
+            metadata: program.metadata.clone(),
+            team: Arc::clone(&self.team),
+            isa: self.isa,
+            identity: Arc::new(()),
+        })
+    }
+
+    /// As [`Runtime::load`], for callers that want to see the plan.
+    pub fn load_fast(&self, package: &Path) -> Result<FastModel, Error> {
+        let (program, _) = anemone_mil::open(package)
+            .map_err(|e| Error::Package { package: package.display().to_string(), reason: e.to_string() })?;
+        self.prepare(&program)
+    }
+}
+
+impl Runtime for Fast {
+    fn describe(&self) -> String {
+        format!("portable fast ({}, {} threads)", self.isa.name(), self.team.threads())
+    }
+
+    fn load(&self, package: &Path) -> Result<Box<dyn Model>, Error> {
+        Ok(Box::new(self.load_fast(package)?))
+    }
+}
+
+/// How a package is executed.
+enum Form {
+    /// By plans, one for each function.
+    Planned { plans: Vec<Plan> },
+    /// Op by op, and why.
+    Whole { model: Box<PortableModel>, reason: String },
+}
+
+/// A package in the fast runtime.
+pub struct FastModel {
+    form: Form,
+    signatures: Vec<Signature>,
+    default_function: usize,
+    caches: Vec<CacheSpec>,
+    metadata: BTreeMap<String, String>,
+    team: Arc<Team>,
+    isa: Isa,
+    identity: Arc<()>,
+}
+
+/// A conversation's caches, and the memory of its calls.
+struct FastState {
+    identity: Arc<()>,
+    caches: Vec<Cache>,
+    arena: Vec<f32>,
+    /// One for each thread, and one that they share.
+    scratch: Vec<Scratch>,
+    masks: Vec<Masks>,
+    counters: Vec<AtomicUsize>,
+    /// For each function, the states of its islands.
+    islands: Vec<Vec<State>>,
+    raw: Vec<RawCache>,
+}
+
+/// Rows on their way into projections, and scores.
+#[derive(Default)]
+struct Scratch {
+    floats: Vec<f32>,
+    ints: Vec<i16>,
+    worth: Vec<f32>,
+    scores: Vec<f32>,
+}
+
+impl Scratch {
+    /// Makes room for that many rows of `padded` elements.
+    fn reserve(&mut self, rows: usize, padded: usize) {
+        let n = rows * padded;
+        if self.floats.len() < n {
+            self.floats.resize(n, 0.0);
+            self.ints.resize(n, 0);
+        }
+        if self.worth.len() < rows {
+            self.worth.resize(rows, 0.0);
+        }
+    }
+}
+
+/// A pointer that threads of a team share; whoever follows it says why that is sound.
+struct Across<T>(*mut T);
+// SAFETY: the pointer alone does nothing.
+unsafe impl<T> Send for Across<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Across<T> {}
+
+impl<T> Across<T> {
+    fn get(&self) -> *mut T {
+        self.0
+    }
+}
+
+impl FastModel {
+    /// What a function's plan does, a line for each step; or why the package runs op by op.
+    pub fn listing(&self, function: usize) -> Vec<String> {
+        match &self.form {
+            Form::Planned { plans, .. } => plans.get(function).map(Plan::listing).unwrap_or_default(),
+            Form::Whole { reason, .. } => vec![format!("op by op on the portable runtime ({reason})")],
+        }
+    }
+
+    fn refuse(&self, function: usize, input: &str, expected: String, found: String) -> Error {
+        let name = self.signatures.get(function).map_or_else(|| format!("function {function}"), |s| s.name.clone());
+        Error::Input { function: name, input: input.to_owned(), expected, found }
+    }
+
+    /// How many tokens a call has, by the shapes of its inputs; all of them are checked.
+    fn tokens(&self, function: usize, plan: &Plan, inputs: &[&Tensor]) -> Result<usize, Error> {
+        let signature = &self.signatures[function];
+        if inputs.len() != signature.inputs.len() {
+            let missing = signature.inputs.get(inputs.len()).map_or("", |p| p.name.as_str());
+            return Err(self.refuse(
+                function,
+                missing,
+                format!("{} inputs", signature.inputs.len()),
+                inputs.len().to_string(),
+            ));
+        }
+        let mut tokens = None;
+        for ((port, axis), tensor) in signature.inputs.iter().zip(&plan.input_axes).zip(inputs) {
+            let dtype = if port.dtype == Dtype::F16 { Dtype::F32 } else { port.dtype };
+            if tensor.dtype() != dtype {
+                return Err(self.refuse(function, &port.name, dtype.to_string(), tensor.dtype().to_string()));
+            }
+            let shape = tensor.shape();
+            let own = if plan.elastic { axis.and_then(|a| shape.get(a)).copied() } else { None };
+            let wanted = tokens.or(own).unwrap_or(plan.tokens);
+            tokens = tokens.or(own);
+            let fits = shape.len() == port.shape.len()
+                && (1..=MOST_TOKENS.max(plan.tokens)).contains(&wanted)
+                && port.shape.iter().zip(shape).enumerate().all(|(a, (declared, &found))| {
+                    if plan.elastic && Some(a) == *axis { found == wanted } else { declared.is_none_or(|d| d == found) }
+                });
+            if !fits {
+                let mut expected: Vec<Option<usize>> = port.shape.clone();
+                if let Some(axis) = axis {
+                    expected[*axis] = Some(wanted);
+                }
+                return Err(self.refuse(
+                    function,
+                    &port.name,
+                    format!("shape {expected:?}"),
+                    format!("shape {shape:?}"),
+                ));
+            }
+        }
+        Ok(tokens.unwrap_or(plan.tokens))
+    }
+
+    /// One call of a planned function.
+    fn call(
+        &self,
+        function: usize,
+        plan: &Plan,
+        inputs: &[&Tensor],
+        state: &mut FastState,
+        outputs: &mut [Tensor],
+    ) -> Result<(), Error> {
+        let tokens = self.tokens(function, plan, inputs)?;
+        let threads = self.team.threads();
+        let floats = |i: usize| match inputs[i].data() {
+            Data::F32(v) => Ok(&v[..]),
+            other => Err(self.refuse(
+                function,
+                &self.signatures[function].inputs[i].name,
+                "fp32".into(),
+                other.dtype().to_string(),
+            )),
+        };
+        // Room, which later calls find.
+        if state.arena.len() < plan.width * tokens {
+            state.arena.resize(plan.width * tokens, 0.0);
+        }
+        state.scratch.resize_with(threads + 1, Scratch::default);
+        let scores = plan.steps.iter().map(|step| match step {
+            Step::Attention(a) => a.scratch(self.caches[a.cache].rows),
+            _ => 0,
+        });
+        let scores = scores.max().unwrap_or(0);
+        for scratch in &mut state.scratch[..threads] {
+            scratch.reserve(1, plan.longest);
+            if scratch.scores.len() < scores {
+                scratch.scores.resize(scores, 0.0);
+            }
+        }
+        state.scratch[threads].reserve(tokens, plan.longest);
+        if state.counters.len() < plan.steps.len() {
+            state.counters.resize_with(plan.steps.len(), AtomicUsize::default);
+        }
+        state.counters.iter().for_each(|c| c.store(0, Ordering::Relaxed));
+        state.masks.resize_with(plan.masks.len().max(state.masks.len()), Masks::default);
+        for (masks, &(attention, write)) in state.masks.iter_mut().zip(&plan.masks) {
+            masks.read(floats(attention)?, floats(write)?, tokens);
+        }
+        for (i, crossing) in plan.inputs.iter().enumerate() {
+            if let Some(crossing) = crossing {
+                let from = floats(i)?;
+                crossing.enter(from, &mut state.arena[crossing.view.place * tokens..]);
+            }
+        }
+        state.raw.clear();
+        state.raw.extend(state.caches.iter_mut().map(Cache::raw));
+
+        let meeting = Meeting::new(threads);
+        let failure = Mutex::new(None);
+        let call = Call {
+            plan,
+            isa: self.isa,
+            tokens,
+            threads,
+            inputs,
+            arena: Across(state.arena.as_mut_ptr()),
+            raw: Across(state.raw.as_mut_ptr()),
+            scratch: Across(state.scratch.as_mut_ptr()),
+            masks: &state.masks,
+            counters: &state.counters,
+            islands: Across(state.islands[function].as_mut_ptr()),
+            meeting: &meeting,
+            failure: &failure,
+        };
+        self.team.run(&|thread| {
+            let _guard = meeting.guard();
+            call.run(thread);
+        });
+        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        for (crossing, output) in plan.outputs.iter().zip(outputs) {
+            let Data::F32(to) = output.data_mut() else { continue };
+            crossing.leave(&state.arena[crossing.view.place * tokens..], to);
+        }
+        Ok(())
+    }
+
+    /// An output of a call of that many tokens.
+    fn blank(port: &Port, crossing: &plan::Crossing, plan: &Plan, tokens: usize) -> Tensor {
+        let mut shape = crossing.shape.clone();
+        if let (true, Some(axis)) = (plan.elastic, crossing.axis) {
+            shape[axis] = tokens;
+        }
+        debug_assert_eq!(port.shape.len(), shape.len());
+        let n = shape.iter().product();
+        Tensor::new(&shape, Data::F32(vec![0.0; n]))
+    }
+}
+
+impl Model for FastModel {
+    fn functions(&self) -> &[Signature] {
+        &self.signatures
+    }
+
+    fn default_function(&self) -> usize {
+        self.default_function
+    }
+
+    fn float(&self) -> Dtype {
+        Dtype::F32
+    }
+
+    fn metadata(&self, key: &str) -> Option<&str> {
+        self.metadata.get(key).map(String::as_str)
+    }
+
+    fn most_tokens(&self, function: usize) -> Option<usize> {
+        match &self.form {
+            Form::Planned { plans, .. } => plans.get(function).filter(|p| p.elastic).map(|_| MOST_TOKENS),
+            Form::Whole { .. } => None,
+        }
+    }
+
+    fn new_state(&self) -> Result<State, Error> {
+        let islands = match &self.form {
+            Form::Whole { model, .. } => return model.new_state(),
+            Form::Planned { plans, .. } => {
+                let of = |plan: &Plan| {
+                    let islands = plan.steps.iter().filter_map(|step| match step {
+                        Step::Island(island) => Some(island.new_state()),
+                        _ => None,
+                    });
+                    islands.collect::<Result<Vec<_>, _>>()
+                };
+                plans.iter().map(of).collect::<Result<Vec<_>, _>>()?
+            }
+        };
+        Ok(State::new(FastState {
+            identity: Arc::clone(&self.identity),
+            caches: self.caches.iter().map(|c| Cache::new(c.heads, c.rows, c.head_dim)).collect(),
+            arena: Vec::new(),
+            scratch: Vec::new(),
+            masks: Vec::new(),
+            counters: Vec::new(),
+            islands,
+            raw: Vec::new(),
+        }))
+    }
+
+    fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error> {
+        let plans = match &self.form {
+            Form::Whole { model, .. } => return model.run(function, inputs, state),
+            Form::Planned { plans, .. } => plans,
+        };
+        let Some(plan) = plans.get(function) else {
+            return Err(self.refuse(function, "", format!("a function below {}", plans.len()), function.to_string()));
+        };
+        let tokens = self.tokens(function, plan, inputs)?;
+        let ports = self.signatures[function].outputs.iter().zip(&plan.outputs);
+        let mut outputs: Vec<Tensor> = ports.map(|(port, c)| Self::blank(port, c, plan, tokens)).collect();
+        self.run_into(function, inputs, state, &mut outputs)?;
+        Ok(outputs)
+    }
+
+    fn run_into(
+        &self,
+        function: usize,
+        inputs: &[&Tensor],
+        state: &mut State,
+        outputs: &mut [Tensor],
+    ) -> Result<(), Error> {
+        let plans = match &self.form {
+            Form::Whole { model, .. } => return model.run_into(function, inputs, state, outputs),
+            Form::Planned { plans, .. } => plans,
+        };
+        let Some(plan) = plans.get(function) else {
+            return Err(self.refuse(function, "", format!("a function below {}", plans.len()), function.to_string()));
+        };
+        let tokens = self.tokens(function, plan, inputs)?;
+        let ports = self.signatures[function].outputs.iter().zip(&plan.outputs);
+        let fit = outputs.len() == plan.outputs.len()
+            && ports.zip(&*outputs).all(|((_, crossing), output)| {
+                let mut shape = crossing.shape.iter().enumerate().map(|(a, &d)| match (plan.elastic, crossing.axis) {
+                    (true, Some(axis)) if axis == a => tokens,
+                    _ => d,
+                });
+                output.dtype() == Dtype::F32
+                    && output.shape().len() == crossing.shape.len()
+                    && output.shape().iter().all(|&d| shape.next() == Some(d))
+            });
+        if !fit {
+            return Err(self.refuse(function, "outputs", "outputs of the call's shapes".into(), "others".into()));
+        }
+        let state = state
+            .downcast::<FastState>()
+            .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
+            .ok_or(Error::ForeignState)?;
+        self.call(function, plan, inputs, state, outputs)
+    }
+}
+
+/// One call, as every thread of the team sees it.
+struct Call<'a> {
+    plan: &'a Plan,
+    isa: Isa,
+    tokens: usize,
+    threads: usize,
+    inputs: &'a [&'a Tensor],
+    arena: Across<f32>,
+    raw: Across<RawCache>,
+    scratch: Across<Scratch>,
+    masks: &'a [Masks],
+    counters: &'a [AtomicUsize],
+    islands: Across<State>,
+    meeting: &'a Meeting,
+    failure: &'a Mutex<Option<Error>>,
+}
+
+impl Call<'_> {
+    fn run(&self, thread: usize) {
+        let mut island = 0;
+        for (number, step) in self.plan.steps.iter().enumerate() {
+            match step {
+                Step::Rows { source, out } => self.rows(thread, source, out),
+                Step::Linear { source, parts } => self.linear(thread, number, source, parts),
+                Step::Attention(attention) => self.attention(thread, number, attention),
+                Step::Island(ops) => {
+                    if thread == 0 {
+                        // SAFETY: the other threads are on their way to the meeting below.
+                        let result = unsafe {
+                            let state = &mut *self.islands.get().add(island);
+                            ops.run(self.arena(), self.tokens, self.inputs, state)
+                        };
+                        if let Err(error) = result {
+                            *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
+                        }
+                    }
+                    island += 1;
+                }
+            }
+            self.meeting.wait();
+        }
+    }
+
+    fn arena(&self) -> Arena {
+        Arena::new(self.arena.get(), self.tokens)
+    }
+
+    /// Units of a step that no other thread has taken.
+    fn units(&self, number: usize, count: usize) -> impl Iterator<Item = usize> {
+        let counter = &self.counters[number];
+        std::iter::from_fn(move || Some(counter.fetch_add(1, Ordering::Relaxed)).filter(|&unit| unit < count))
+    }
+
+    fn rows(&self, thread: usize, source: &RowSource, out: &rows::View) {
+        for token in (thread..self.tokens).step_by(self.threads) {
+            // SAFETY: the plan gave the result a place of its own, and each token is one thread's.
+            let out = unsafe { self.arena().row_mut(out, token) };
+            self.isa.run(Prepared { row: Row { source, arena: self.arena(), token, out }, ints: None });
+        }
+    }
+
+    /// Every thread needs the whole input of a projection. One token's row is sooner computed by each than waited for.
+    fn linear(&self, thread: usize, number: usize, source: &RowSource, parts: &[Part]) {
+        let padded = source.width().next_multiple_of(linear::PADDING);
+        let int8 = parts.iter().any(|p| matches!(p.matrix.elements, Weights::Int8(..)));
+        let alone = self.tokens == 1;
+        let own = if alone { thread } else { self.threads };
+        // SAFETY: a thread's own, or the shared one, of which each thread writes the rows of its tokens.
+        let (floats, ints, worth) = unsafe {
+            let scratch = self.scratch.get().add(own);
+            ((*scratch).floats.as_mut_ptr(), (*scratch).ints.as_mut_ptr(), (*scratch).worth.as_mut_ptr())
+        };
+        let first = if alone { 0 } else { thread };
+        for token in (first..self.tokens).step_by(if alone { 1 } else { self.threads }) {
+            // SAFETY: there is room for all tokens, and this row is this thread's.
+            let (out, ints) = unsafe {
+                let row = std::slice::from_raw_parts_mut(ints.add(token * padded), padded);
+                (
+                    std::slice::from_raw_parts_mut(floats.add(token * padded), padded),
+                    int8.then(|| (row, &mut *worth.add(token))),
+                )
+            };
+            self.isa.run(Prepared { row: Row { source, arena: self.arena(), token, out }, ints });
+        }
+        if !alone {
+            self.meeting.wait();
+        }
+        let x = Activations { floats, ints, scales: worth, padded, tokens: self.tokens };
+        // Rows in units small enough that a thread which is late does not keep the others waiting.
+        let total: usize = parts.iter().map(|p| p.matrix.rows).sum();
+        let each = if self.threads == 1 { total } else { total.div_ceil(8 * self.threads).next_multiple_of(16) };
+        let count = |part: &Part| part.matrix.rows.div_ceil(each);
+        for unit in self.units(number, parts.iter().map(count).sum()) {
+            let mut unit = unit;
+            let Some(part) = parts.iter().find(|part| {
+                let here = unit < count(part);
+                unit -= if here { 0 } else { count(part) };
+                here
+            }) else {
+                continue;
+            };
+            let rows = unit * each..part.matrix.rows.min((unit + 1) * each);
+            let arena = self.arena();
+            let y = Output {
+                out: arena.at(&part.out, 0),
+                stride: part.out.stride,
+                residual: part.residual.as_ref().map(|r| (arena.at(r, 0).cast_const(), r.stride)),
+            };
+            self.isa.run(Product { matrix: &part.matrix, bias: part.bias.as_deref(), rows, x, y });
+        }
+    }
+
+    fn attention(&self, thread: usize, number: usize, attention: &Attention) {
+        // SAFETY: a copy of pointers; who follows them where is said in the kernels.
+        let cache = unsafe { *self.raw.get().add(attention.cache) };
+        let (mask, write) = self.plan.masks[attention.masks];
+        let floats = |i: usize| match self.inputs[i].data() {
+            Data::F32(v) => &v[..],
+            _ => &[],
+        };
+        let masked = Masked { masks: &self.masks[attention.masks], attention: floats(mask), write: floats(write) };
+        let (arena, tokens) = (self.arena(), self.tokens);
+        for unit in (thread..attention.writes(masked.masks, tokens)).step_by(self.threads) {
+            self.isa.run(Write { attention, cache, masked, arena, tokens, unit });
+        }
+        self.meeting.wait();
+        // SAFETY: this thread's own.
+        let scratch = unsafe { &mut (*self.scratch.get().add(thread)).scores };
+        for unit in self.units(number, attention.answers(tokens)) {
+            self.isa.run(Answer { attention, cache, masked, arena, tokens, unit, scratch });
+        }
+    }
+}
