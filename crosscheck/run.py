@@ -111,7 +111,8 @@ def seen(found, out):
     value = found.get(path)
     if value is None:
         return None
-    return (value if out.shape else value.reshape(())).astype(bool if dtype == "bool" else value.dtype)
+    own = value.dtype if dtype in CODES else types.nptype_from_builtin(out.dtype)
+    return (value if out.shape else value.reshape(())).astype(own)
 
 
 def shapes(description):

@@ -387,8 +387,70 @@ def attention(g):
     return mb.scaled_dot_product_attention(query=mb.tanh(x=q), key=k, value=v, **mask)
 
 
-ANY_SHAPE = [unary, unary, binary, binary, compare, logic, select, cast, linear, norm, join, reduce]
-FIXED_SHAPE = ANY_SHAPE + [conv, conv, matmul, matmul, choose, split, cut, cut, reshape, reshape, repeat, lookup, attention, integers]
+def scatter(g):
+    x = g.float((1, 2, 3, 4), where=fixed)
+    if x is None:
+        return None
+    kind, axis = g.rng.integers(3), int(g.rng.integers(x.rank))
+    shape = [int(d) for d in x.shape]
+    n = shape[axis]
+    m = int(g.rng.integers(1, n + 1))
+    # No place twice: in which order two updates of one place are combined is nobody's promise.
+    some = [m if i == axis else d for i, d in enumerate(shape)]
+    if kind == 0:
+        op, indices, updates, along = mb.scatter, g.rng.permutation(n)[:m], some, {"axis": axis}
+    elif kind == 1:
+        lines = g.rng.random(shape).argsort(axis).take(range(m), axis)
+        op, indices, updates, along = mb.scatter_along_axis, lines, some, {"axis": axis}
+    else:
+        depth = int(g.rng.integers(1, x.rank + 1))
+        total = int(np.prod(shape[:depth]))
+        flat = g.rng.permutation(total)[: g.rng.integers(1, total + 1)]
+        at = np.stack(np.unravel_index(flat, shape[:depth]), -1)
+        op, indices, updates, along = mb.scatter_nd, at, [len(flat), *shape[depth:]], {}
+    mode = str(g.rng.choice("update add sub mul div max min".split()))
+    return op(data=x, indices=indices.astype(np.int32), updates=g.random(*updates, low=0.5, high=2.0), mode=mode, **along)
+
+
+def quantise(g):
+    """There and back: no other op takes what lies between."""
+    x = g.float(where=fixed)
+    if g.opset < 17 or x is None:
+        return None
+    signed = g.flip()
+    along = {"axis": g.axis(x)} if g.flip() else {}
+    size = (int(x.shape[along["axis"]]),) if along else ()
+    scale = g.rng.uniform(0.01, 0.1, size).astype(g.dtype)
+    if not size:
+        scale = g.number(scale)
+    if g.flip():
+        along["zero_point"] = integer(g, 8, size, signed) if size else (np.int8 if signed else np.uint8)(g.rng.integers(0, 100))
+    data = mb.quantize(input=x, scale=scale, output_dtype="int8" if signed else "uint8", **along)
+    return mb.dequantize(input=data, scale=scale, **along)
+
+
+def counted(g):
+    """Ops whose result has as many elements as their operands say; what is made of it has a shape again."""
+    kind = g.rng.integers(4)
+    if kind == 0:
+        return mb.fill_like(ref_tensor=g.float(), value=g.number(g.rng.choice([0, 0.3, 2]))) if g.opset >= 16 else None
+    if kind == 1:
+        x = g.pick(g.bools if g.bools and g.flip() else g.ints + g.floats, (1, 2, 3))
+        return None if x is None else mb.reduce_sum(x=mb.non_zero(x=x), axes=[0], keep_dims=True)
+    ids = g.pick(g.ints, where=lambda v: v.dtype == types.int32 and v.rank > 0)
+    if ids is None:
+        return None
+    n = mb.maximum(x=mb.minimum(x=mb.reduce_max(x=ids, keep_dims=False), y=np.int32(9)), y=np.int32(1))
+    if kind == 2:
+        return mb.reduce_sum(x=mb.range_1d(start=np.int32(-2), end=n, step=np.int32(g.rng.integers(1, 4))), axes=[0], keep_dims=True)
+    shape = mb.concat(values=[mb.expand_dims(x=n, axes=[0]), np.array([3], np.int32)], axis=0)
+    return mb.reduce_sum(x=mb.fill(shape=shape, value=g.number(0.25)), axes=[0, 1], keep_dims=True)
+
+
+ANY_SHAPE = [unary, unary, binary, binary, compare, logic, select, cast, linear, norm, join, reduce, counted]
+FIXED_SHAPE = ANY_SHAPE + [
+    conv, conv, matmul, matmul, choose, split, cut, cut, reshape, reshape, repeat, lookup, attention, integers, scatter, quantise
+]
 
 
 # --- weights

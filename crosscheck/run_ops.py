@@ -5,30 +5,22 @@ constants. It runs in fp32, on operands widened to fp32, so that it says what an
 is none, or where it is known to be wrong, numpy written from the op's definition takes its place (`BY_HAND`), and compressed
 weights are decoded here (`decode`) and held against coremltools' decoding wherever that has one.
 
-Tolerances are those of the op table (`crates/mil/src/ops`), stated a second time. The judge rounds to fp32 as well as the
-runtime, so in fp32 twice as much is allowed.
+Which class of tolerance an op has is the op table's to say (`tolerances.json`, which a test of `crates/mil` holds equal to the
+table); what a class allows is said here a second time. The judge rounds to fp32 as well as the runtime, so in fp32 twice as much
+is allowed.
 """
 
+import json
 import math
+import pathlib
 
 import numpy as np
 
 from judge import Function, Refused, mb
 
-EXACT = set(
-    "maximum minimum greater greater_equal less less_equal equal not_equal logical_and logical_or logical_xor logical_not identity abs "
-    "sign relu relu6 floor ceil round thresholded_relu threshold clip select quantize gather gather_along_axis gather_nd scatter "
-    "scatter_along_axis scatter_nd one_hot fill fill_like shape non_zero concat stack split slice_by_index slice_by_size slice_update "
-    "reshape transpose expand_dims squeeze tile pad reverse band_part reduce_max reduce_min reduce_argmax reduce_argmin topk argsort "
-    "read_state coreml_update_state".split()
-)
-ROUNDING = set(
-    "add sub mul real_div floor_div mod square sqrt leaky_relu linear_activation sigmoid_hard clamped_relu cast dequantize range_1d".split()
-)
-ACCUMULATING = set(
-    "conv linear matmul scaled_dot_product_attention layer_norm l2_norm instance_norm reduce_sum reduce_mean reduce_prod "
-    "reduce_sum_square reduce_l1_norm reduce_l2_norm reduce_log_sum reduce_log_sum_exp cumsum".split()
-)
+TOLERANCE = json.loads(pathlib.Path(__file__).with_name("tolerances.json").read_text())
+# What coremltools makes of a `write_state` and the `read_state` behind it.
+TOLERANCE["coreml_update_state"] = TOLERANCE["read_state"]
 
 
 def widened(value):
@@ -254,7 +246,35 @@ def one_hot(v):
     return np.where(hot, v.get("on_value", 1), v.get("off_value", 0))
 
 
-# Ops without an inference in coremltools 9.0 (`conv`, `silu`, `gather_nd`, `one_hot`, the norms by channel, attention), and those
+COMBINE = {"add": np.add, "sub": np.subtract, "mul": np.multiply, "div": np.divide, "max": np.maximum, "min": np.minimum}
+
+
+def combined(v, old):
+    mode = str(v.get("mode", "add"))
+    return v["updates"] if mode == "update" else COMBINE[mode](old, v["updates"])
+
+
+def scatter(v):
+    y = v["data"].copy()
+    at = (slice(None),) * (int(v.get("axis", 0)) % y.ndim) + (v["indices"],)
+    y[at] = combined(v, y[at])
+    return y
+
+
+def scatter_along_axis(v):
+    y, axis = v["data"].copy(), int(v.get("axis", 0))
+    np.put_along_axis(y, v["indices"], combined(v, np.take_along_axis(y, v["indices"], axis)), axis)
+    return y
+
+
+def scatter_nd(v):
+    y = v["data"].copy()
+    at = tuple(np.moveaxis(v["indices"], -1, 0))
+    y[at] = combined(v, y[at])
+    return y
+
+
+# Ops without an inference in coremltools 9.0 (`conv`, `silu`, `gather_nd`, the scatters, `one_hot`, the norms by channel, attention), and those
 # whose inference differs from the op's definition: `concat` overlooks `interleave`, `squeeze` refuses what the type rule
 # allows, `cumsum` raises, `elu`, `gelu` and `softplus` lose digits where
 # their results are near 0.
@@ -269,6 +289,9 @@ BY_HAND = {
     "cumsum": cumsum,
     "concat": concat,
     "squeeze": squeeze,
+    "scatter": scatter,
+    "scatter_along_axis": scatter_along_axis,
+    "scatter_nd": scatter_nd,
     "scaled_dot_product_attention": attention,
     "instance_norm": instance_norm,
     "batch_norm": batch_norm,
@@ -293,21 +316,24 @@ def evaluate(op, operands, opset, exact):
     except Exception as error:
         raise Refused(f"no judgement of {kind}: {type(error).__name__}: {error}") from error
     results = list(results) if isinstance(results, (list, tuple)) else [results]
-    if any(r.val is None for r in results):
+    # `dequantize` keeps its value to itself, lest compressed weights be folded.
+    values = [r.op.materialized_val_inference() if kind == "dequantize" else r.val for r in results]
+    if any(value is None for value in values):
         raise Refused(f"no judgement of {kind}: coremltools infers no value")
-    return [np.asarray(r.val) for r in results]
+    return [np.asarray(value) for value in values]
 
 
 def tolerance(op, operands, expected, half):
     """How far each element may be off. `half`: whether the result is rounded to fp16."""
     kind = op.op_type
+    of = TOLERANCE[kind]
     expected = np.abs(expected.astype(np.float64))
     ulp = np.maximum(expected * 2.0**-10, 2.0**-24) if half else 2 * np.maximum(expected * 2.0**-23, 1.2e-38)
-    if kind in EXACT:
+    if of == "exact":
         return np.zeros_like(expected)
-    if kind in ROUNDING:
+    if of == "rounding":
         return ulp
-    if kind in ACCUMULATING:
+    if of == "accumulating":
         terms, magnitude = accumulated(kind, operands, expected)
         return ulp + 2 * terms * 2.0**-24 * magnitude
     return 4 * ulp

@@ -215,7 +215,7 @@ impl FunctionBuilder {
             if param.required {
                 return Err(BuildError::MissingParam { op: name.clone(), kind: spec.name, param: param.name });
             }
-            let written = param.default.is_some_and(ops::Default::written);
+            let written = param.default.is_some_and(ops::Default::written) && self.call(spec, &op).applies(param.name);
             if let Some(lit) = self.call(spec, &op).default_literal(param).filter(|_| written) {
                 self.bind(spec, &mut op, param.name, Operand::Literal(lit));
             }

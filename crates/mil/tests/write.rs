@@ -172,6 +172,29 @@ fn a_failed_write_leaves_nothing() {
     assert_eq!(entries(), 0);
 }
 
+/// The default of a parameter that means nothing beside another argument is not written.
+#[test]
+fn topk_gives_values_alone_where_no_indices_are_asked_for() {
+    let build = |opset: &str, indices: Option<bool>| {
+        let mut b = FunctionBuilder::new("main", opset).unwrap();
+        let x = b.input("x", TensorType::new(Dtype::F16, &[2, 3])).unwrap();
+        let mut operands = vec![("x", x.into()), ("k", Literal::i32(2).into())];
+        operands.extend(indices.map(|given| ("return_indices", Literal::bool(given).into())));
+        let values = b.ops_multi("topk", "best", &operands).unwrap();
+        let outputs: Vec<_> = ["y", "at"].into_iter().zip(values.iter().copied()).collect();
+        let valid = validate(program(vec![b.finish(&outputs).unwrap()], Default::default())).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("p.mlpackage");
+        write(&valid, &path).unwrap();
+        let op = read(&path).unwrap().functions[0].ops.iter().find(|op| op.kind == "topk").unwrap().clone();
+        (op.outputs.len(), op.inputs.contains_key("output_indices_dtype"))
+    };
+    assert_eq!(build("CoreML8", Some(false)), (1, false));
+    assert_eq!(build("CoreML8", Some(true)), (2, true));
+    assert_eq!(build("CoreML8", None), (2, true));
+    assert_eq!(build("CoreML6", Some(false)), (1, false));
+}
+
 #[test]
 fn what_is_there_is_never_overwritten() {
     let dir = tempfile::tempdir().unwrap();

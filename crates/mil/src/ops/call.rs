@@ -106,6 +106,15 @@ impl<'a> Call<'a> {
         self.op.inputs.contains_key(param) || self.op.attributes.contains_key(param)
     }
 
+    /// Whether a parameter means anything beside the arguments that are bound: the type of indices that are not returned does
+    /// not, and may not be given.
+    pub fn applies(&self, param: &str) -> bool {
+        match (self.spec.name, param) {
+            ("topk", "output_indices_dtype") => self.const_bool("return_indices") != Ok(false),
+            _ => true,
+        }
+    }
+
     /// The type of an argument; for a state, the type it wraps.
     pub fn arg_type(&self, arg: &'a Arg) -> Option<&'a TensorType> {
         let ty = match arg {
