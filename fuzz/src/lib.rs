@@ -1,8 +1,41 @@
-//! What targets and seeds agree on: how several parts lie in one input.
+//! What targets and seeds agree on: how several parts lie in one input, and how they become a package.
 //!
 //! A fuzzer mutates one run of bytes. Where a target needs several (a package is three files), each part but the last is
 //! preceded by its length in four little-endian bytes. A length beyond the end means all that is left, so that every
 //! input has all of its parts and none is wasted.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+/// Weights are mapped from files, so a package must be a folder; one for all runs of this process, in memory where that exists.
+pub static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
+    let memory = Path::new("/dev/shm");
+    let place = if memory.is_dir() { memory.to_path_buf() } else { std::env::temp_dir() };
+    tempfile::tempdir_in(place).expect("a folder")
+});
+
+const MANIFEST: &[u8] = br#"{"fileFormatVersion": "1.0.0", "itemInfoEntries": {
+    "m": {"path": "com.apple.CoreML/model.mlmodel", "name": "model.mlmodel", "author": "com.apple.CoreML", "description": ""},
+    "w": {"path": "com.apple.CoreML/weights", "name": "weights", "author": "com.apple.CoreML", "description": ""}
+}, "rootModelIdentifier": "m"}"#;
+
+/// The package whose manifest, model and weights are an input's parts; without a manifest it has the usual one. Files are made
+/// anew: one that is still mapped must not change under its reader.
+pub fn package(data: &[u8]) -> PathBuf {
+    let [manifest, model, weights] = split::<3>(data);
+    let package = FOLDER.path().join("given.mlpackage");
+    let data = package.join("Data/com.apple.CoreML");
+    std::fs::create_dir_all(data.join("weights")).expect("folders");
+    for (path, bytes) in [
+        (package.join("Manifest.json"), if manifest.is_empty() { MANIFEST } else { manifest }),
+        (data.join("model.mlmodel"), model),
+        (data.join("weights/weight.bin"), weights),
+    ] {
+        let _ = std::fs::remove_file(&path);
+        std::fs::write(&path, bytes).expect("a file");
+    }
+    package
+}
 
 /// The parts of an input.
 pub fn split<const N: usize>(mut data: &[u8]) -> [&[u8]; N] {
