@@ -137,6 +137,43 @@ fn functions_that_share_a_weight_decompress_it_once() {
     assert_eq!(y[0].to_f32(), [96.0; 128]);
 }
 
+/// A palette whose table is quantised itself: two functions share what both ops of the chain make of it, and a function whose chain
+/// differs at its far end alone has a weight of its own.
+#[test]
+fn functions_that_share_a_chained_encoding_decompress_it_once() {
+    let indices = Literal::from_bytes(TensorType::new(Dtype::U8, &[64, 64, 1, 1]), vec![3u8; 64 * 64]);
+    let table = Literal::from_bytes(TensorType::new(Dtype::I8, &[1, 1, 1, 1, 256, 1]), (0..=255u8).collect::<Vec<_>>());
+    let projection = |name: &str, tokens: usize, scale: f32| {
+        function(name, |b| {
+            let x = b.input("x", f16(&[1, 64, tokens, 1])).unwrap();
+            let scale = Literal::f16s(&[1, 1, 1, 1, 1, 1], &[scale]);
+            let params = [("data", table.clone().into()), ("scale", scale.into())];
+            let lut = b.op("constexpr_blockwise_shift_scale", "lut", &params).unwrap();
+            let params = [("indices", indices.clone().into()), ("lut", lut.into())];
+            let weight = b.op("constexpr_lut_to_dense", "weight", &params).unwrap();
+            let y = b.op("conv", "y", &[("x", x.into()), ("weight", weight.into())]).unwrap();
+            vec![("y", y)]
+        })
+    };
+    // Room for one decompression, as above.
+    let limited = |program: &Valid| {
+        let options = Options { threads: 1, memory_limit: 64 * 64 * 13, headroom: false };
+        Portable::new(Numerics::Exact, options).prepare(program)
+    };
+    let run = |model: &PortableModel, function: usize, tokens: usize| {
+        let x = floats(&[1, 64, tokens, 1], &vec![1.0; 64 * tokens]);
+        model.run(function, &[&x], &mut model.new_state().unwrap()).unwrap()[0].to_f32()
+    };
+    let shared = program(vec![projection("one", 1, 0.5), projection("two", 2, 0.5)]);
+    let model = limited(&shared).unwrap_or_else(|e| panic!("{e}"));
+    assert_eq!((run(&model, 0, 1), run(&model, 1, 2)), (vec![96.0; 64], vec![96.0; 128]));
+
+    let apart = program(vec![projection("one", 1, 0.5), projection("two", 2, 0.25)]);
+    assert!(limited(&apart).is_err_and(|e| e.to_string().contains("memory limit")), "two weights were taken for one");
+    let model = exact(&apart);
+    assert_eq!((run(&model, 0, 1), run(&model, 1, 2)), (vec![96.0; 64], vec![48.0; 128]));
+}
+
 #[test]
 fn a_state_too_large_is_refused_before_it_is_made() {
     let huge = function("main", |b| {
