@@ -34,6 +34,9 @@ pub enum Error {
     /// The runtime refused or failed.
     #[error(transparent)]
     Runtime(#[from] exec::Error),
+    /// A session whose last call failed.
+    #[error("this session failed before, and what it holds is not known; begin a new one")]
+    Failed,
     /// A token that the vocabulary does not have.
     #[error("token {id} is outside the vocabulary of {vocab}")]
     Token {

@@ -55,6 +55,9 @@ pub enum Error {
         /// The range.
         expected: &'static str,
     },
+    /// A form that answers cannot be held to.
+    #[error("grammar: {0}")]
+    Grammar(String),
     /// The bundle could not be run.
     #[error(transparent)]
     Engine(#[from] crate::engine::Error),

@@ -1,12 +1,19 @@
-//! One answer: a prompt fed, tokens drawn until something ends it.
+//! One answer: tokens drawn from logits until something ends it.
+//!
+//! [`Generation`] is an answer in the making. It sees logits and gives tokens, and owns no session, so that whoever owns one
+//! may take turns between many answers ([`generate`] just loops). What ends an answer is decided here alone.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
+use anemone_bundle::Contract;
 use serde::Serialize;
 
-use crate::engine::{Logits, Session};
-use crate::sample::Sampler;
+use crate::engine::{self, Logits, Session};
+use crate::grammar::Matcher;
+use crate::pool::Lease;
+use crate::sample::{Choice, Sampler};
 use crate::stop::StopStrings;
 use crate::tokenizer::{Control, StreamDecoder, Tokenizer};
 
@@ -73,10 +80,212 @@ impl Timings {
     }
 }
 
-/// Feeds `prompt` to the session and draws tokens until something ends the answer. `listen` is given text as it becomes
-/// certain. The session keeps what was fed: the prompt, and every token of the answer but the last.
+/// A token of the answer.
+#[derive(Clone, Debug)]
+pub struct Drawn {
+    /// The token and how sure the model was.
+    pub choice: Choice,
+    /// Text that became certain with it.
+    pub text: String,
+    /// Where the token's own text begins, in bytes of the answer's text before stop strings are cut.
+    pub start: usize,
+    /// Whether the token itself ends the turn; then it has no text.
+    pub ends_turn: bool,
+}
+
+/// An answer in the making. See the module's essay.
+pub struct Generation<'t> {
+    tokenizer: &'t Tokenizer,
+    stop_tokens: BTreeSet<u32>,
+    sampler: Sampler,
+    matcher: Option<Matcher>,
+    limits: Limits,
+    strings: StopStrings,
+    decoder: StreamDecoder,
+    /// The prompt and the answer so far,
+    history: Vec<u32>,
+    /// of which so many are the prompt.
+    prompt: usize,
+    /// Tokens at the end of `history` that the session has not been fed.
+    unfed: usize,
+    /// Bytes of text decoded so far.
+    decoded: usize,
+    forced: usize,
+    finish: Option<Finish>,
+}
+
+impl<'t> Generation<'t> {
+    /// The answer to `prompt`, ended by `stop_tokens` or `limits`, and held to a grammar by `matcher` where there is one.
+    ///
+    /// # Errors
+    /// An empty stop string.
+    pub fn new(
+        tokenizer: &'t Tokenizer,
+        stop_tokens: BTreeSet<u32>,
+        prompt: Vec<u32>,
+        sampler: Sampler,
+        limits: Limits,
+        matcher: Option<Matcher>,
+    ) -> Result<Self, crate::Error> {
+        let strings = StopStrings::new(limits.stop_strings.clone())?;
+        let finish = (limits.max_tokens == Some(0)).then_some(Finish::Length);
+        Ok(Self {
+            tokenizer,
+            stop_tokens,
+            sampler,
+            matcher,
+            limits,
+            strings,
+            decoder: StreamDecoder::new(Control::Skip),
+            prompt: prompt.len(),
+            unfed: prompt.len(),
+            history: prompt,
+            decoded: 0,
+            forced: 0,
+            finish,
+        })
+    }
+
+    /// What ended it, once something has.
+    pub fn finish(&self) -> Option<Finish> {
+        self.finish
+    }
+
+    /// Whether a stop string ended it.
+    pub fn hit_stop_string(&self) -> bool {
+        self.strings.hit().is_some()
+    }
+
+    /// Its tokens so far.
+    pub fn ids(&self) -> &[u32] {
+        &self.history[self.prompt..]
+    }
+
+    /// How many of its tokens the grammar forced, without a look at logits.
+    pub fn forced(&self) -> usize {
+        self.forced
+    }
+
+    /// Tokens the session is to be fed before the next draw.
+    pub fn unfed(&self) -> &[u32] {
+        &self.history[self.history.len() - self.unfed..]
+    }
+
+    /// That many of [`unfed`](Self::unfed), from its start, have been fed.
+    pub fn fed(&mut self, count: usize) {
+        self.unfed -= count;
+    }
+
+    /// Draws the next token from the logits after everything fed; those that a grammar forces behind it follow. `left` is
+    /// how many positions the session has.
+    ///
+    /// # Errors
+    /// Logits that are no distribution, or a grammar that no token can go on with.
+    pub fn draw(&mut self, logits: &[f32], left: usize) -> Result<Vec<Drawn>, crate::Error> {
+        let mask = self.matcher.as_mut().map(Matcher::mask).transpose()?;
+        let choice = self.sampler.choose(logits, &self.history, mask.as_ref())?;
+        let mut drawn = vec![self.take(choice, left)?];
+        while self.finish.is_none() {
+            let Some(id) = self.matcher.as_mut().and_then(Matcher::forced) else { break };
+            self.forced += 1;
+            // Without logits there is no log-probability; see `Matcher::looking`.
+            drawn.push(self.take(Choice { id, logprob: 0.0, top: Vec::new() }, left)?);
+        }
+        Ok(drawn)
+    }
+
+    /// Ends the answer where nothing in it did, and gives the text that was held back.
+    pub fn end(&mut self, finish: Finish) -> String {
+        self.finish.get_or_insert(finish);
+        if self.strings.hit().is_some() {
+            return String::new();
+        }
+        let mut rest = self.strings.push(&self.decoder.finish());
+        rest.push_str(&self.strings.finish());
+        rest
+    }
+
+    fn take(&mut self, choice: Choice, left: usize) -> Result<Drawn, crate::Error> {
+        let (id, start) = (choice.id, self.decoded);
+        self.history.push(id);
+        self.unfed += 1;
+        if let Some(matcher) = &mut self.matcher {
+            matcher.take(id)?;
+        }
+        let ends_turn = self.stop_tokens.contains(&id);
+        let mut text = String::new();
+        if !ends_turn {
+            let piece = self.decoder.push(self.tokenizer, id)?;
+            self.decoded += piece.len();
+            text = self.strings.push(&piece);
+        }
+        let drawn = self.history.len() - self.prompt;
+        let complete = self.matcher.as_ref().is_some_and(Matcher::is_complete);
+        self.finish = if ends_turn || complete || self.strings.hit().is_some() {
+            Some(Finish::Stop)
+        } else if self.limits.max_tokens.is_some_and(|max| drawn >= max) {
+            Some(Finish::Length)
+        } else if self.unfed > left {
+            Some(Finish::Context)
+        } else {
+            None
+        };
+        Ok(Drawn { choice, text, start, ends_turn })
+    }
+}
+
+/// What takes tokens and gives logits: a session, or one on loan.
+pub trait Feed {
+    /// The contract of the bundle it runs on.
+    fn contract(&self) -> &Contract;
+    /// How many tokens of the prompt it holds already.
+    fn held(&self) -> usize;
+    /// Positions left.
+    fn left(&self) -> usize;
+    /// As [`Session::feed`].
+    fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, engine::Error>;
+}
+
+impl Feed for Session<'_> {
+    fn contract(&self) -> &Contract {
+        self.contract()
+    }
+
+    fn held(&self) -> usize {
+        0
+    }
+
+    fn left(&self) -> usize {
+        self.left()
+    }
+
+    fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, engine::Error> {
+        self.feed(ids, want)
+    }
+}
+
+impl Feed for Lease<'_, '_> {
+    fn contract(&self) -> &Contract {
+        self.engine().contract()
+    }
+
+    fn held(&self) -> usize {
+        self.reused()
+    }
+
+    fn left(&self) -> usize {
+        self.left()
+    }
+
+    fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, engine::Error> {
+        self.feed(ids, want)
+    }
+}
+
+/// Feeds what `session` does not hold of `prompt` and draws tokens until something ends the answer. `listen` is given text as it
+/// becomes certain. The session keeps what was fed: the prompt, and every token of the answer but the last.
 pub fn generate(
-    session: &mut Session<'_>,
+    session: &mut impl Feed,
     tokenizer: &Tokenizer,
     prompt: &[u32],
     sampler: &mut Sampler,
@@ -84,47 +293,34 @@ pub fn generate(
     listen: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Answer, crate::Error> {
     let stop = session.contract().tokens.stop.clone();
-    let mut strings = StopStrings::new(limits.stop_strings.clone())?;
-    let mut decoder = StreamDecoder::new(Control::Skip);
+    let mut generation = Generation::new(tokenizer, stop, prompt.to_vec(), sampler.clone(), limits.clone(), None)?;
     let start = Instant::now();
-    let mut logits = session.feed(prompt, Logits::Last)?;
+    let computed = &prompt[session.held()..];
+    let mut logits = session.feed(computed, Logits::Last)?;
+    generation.fed(prompt.len());
     let first_logits = logits.clone();
     let prompt_time = start.elapsed();
-    let mut history = prompt.to_vec();
     let mut text = String::new();
-    let finish = loop {
-        let drawn = history.len() - prompt.len();
-        if limits.max_tokens.is_some_and(|max| drawn >= max) {
-            break Finish::Length;
+    let mut cancelled = false;
+    while generation.finish().is_none() && !cancelled {
+        for drawn in generation.draw(&logits, session.left())? {
+            text.push_str(&drawn.text);
+            cancelled |= !drawn.text.is_empty() && listen(&drawn.text).is_break();
         }
-        let id = sampler.next(&logits, &history)?.id;
-        history.push(id);
-        if stop.contains(&id) {
-            break Finish::Stop;
-        }
-        let piece = strings.push(&decoder.push(tokenizer, id)?);
-        text.push_str(&piece);
-        if !piece.is_empty() && listen(&piece).is_break() {
-            break Finish::Cancelled;
-        }
-        if strings.hit().is_some() {
-            break Finish::Stop;
-        }
-        if session.left() == 0 {
-            break Finish::Context;
-        }
-        logits = session.feed(&[id], Logits::Last)?;
-    };
-    if strings.hit().is_none() {
-        let mut rest = strings.push(&decoder.finish());
-        rest.push_str(&strings.finish());
-        text.push_str(&rest);
-        if !rest.is_empty() && finish != Finish::Cancelled {
-            let _ = listen(&rest);
+        if generation.finish().is_none() && !cancelled {
+            logits = session.feed(generation.unfed(), Logits::Last)?;
+            generation.fed(generation.unfed().len());
         }
     }
-    let ids = history.split_off(prompt.len());
-    let timings = timings(prompt.len(), prompt_time, ids.len(), start.elapsed());
+    let finish = if cancelled { Finish::Cancelled } else { generation.finish().unwrap_or(Finish::Stop) };
+    let rest = generation.end(finish);
+    text.push_str(&rest);
+    if !rest.is_empty() && !cancelled {
+        let _ = listen(&rest);
+    }
+    *sampler = generation.sampler;
+    let ids = generation.history.split_off(generation.prompt);
+    let timings = timings(computed.len(), prompt_time, ids.len(), start.elapsed());
     Ok(Answer { ids, text, finish, timings, first_logits })
 }
 

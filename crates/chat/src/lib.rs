@@ -12,7 +12,9 @@
 pub mod engine;
 mod error;
 pub mod generate;
+pub mod grammar;
 pub mod host;
+pub mod pool;
 pub mod prompt;
 pub mod sample;
 pub mod stop;
@@ -22,6 +24,9 @@ pub mod voice;
 
 pub use engine::{Engine, Session};
 pub use error::Error;
+pub use generate::Generation;
+pub use grammar::Grammar;
+pub use pool::Pool;
 pub use prompt::{Conversation, Message, Prompt, encode_chat};
 pub use sample::{Choice, Sampler, SamplingOptions};
 pub use stop::StopStrings;

@@ -80,6 +80,32 @@ pub struct Choice {
     pub top: Vec<(u32, f32)>,
 }
 
+/// The tokens among which a choice is made.
+#[derive(Clone, Debug)]
+pub struct Mask {
+    /// A bit a token, the lowest id in the lowest bit.
+    words: Vec<u32>,
+}
+
+impl Mask {
+    /// Of 32 tokens a word, the lowest id in the lowest bit.
+    pub fn new(words: Vec<u32>) -> Self {
+        Self { words }
+    }
+
+    /// Whether `id` is among them.
+    pub fn allows(&self, id: u32) -> bool {
+        self.words.get(id as usize / 32).is_some_and(|word| word >> (id % 32) & 1 == 1)
+    }
+
+    /// Adds `id`, if the mask is long enough to hold it.
+    pub fn allow(&mut self, id: u32) {
+        if let Some(word) = self.words.get_mut(id as usize / 32) {
+            *word |= 1 << (id % 32);
+        }
+    }
+}
+
 /// Chooses tokens; remembers only where its draws are.
 #[derive(Clone, Debug)]
 pub struct Sampler {
@@ -107,9 +133,23 @@ impl Sampler {
     /// # Errors
     /// Logits that are no distribution: none at all, NaN, plus infinity, or minus infinity throughout.
     pub fn next(&mut self, logits: &[f32], history: &[u32]) -> Result<Choice, Error> {
+        self.choose(logits, history, None)
+    }
+
+    /// As [`next`](Self::next), among the tokens of `mask` alone where there is one.
+    ///
+    /// # Errors
+    /// As `next`, or a mask that leaves no token.
+    pub fn choose(&mut self, logits: &[f32], history: &[u32], mask: Option<&Mask>) -> Result<Choice, Error> {
         check(logits)?;
-        let penalised = self.penalised(logits, history);
-        let bent = penalised.as_deref().unwrap_or(logits);
+        let mut bent = self.penalised(logits, history);
+        if let Some(mask) = mask {
+            let bent = bent.get_or_insert_with(|| logits.to_vec());
+            let excluded = bent.iter_mut().zip(0..).filter(|(_, id)| !mask.allows(*id));
+            excluded.for_each(|(logit, _)| *logit = f32::NEG_INFINITY);
+            check(bent)?;
+        }
+        let bent = bent.as_deref().unwrap_or(logits);
         let id = if self.options.temperature == 0.0 { argmax(bent) } else { self.draw(bent) };
         let normaliser = log_sum_exp(logits);
         let logprob = |id: u32| (f64::from(logits[id as usize]) - normaliser) as f32;

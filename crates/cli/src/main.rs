@@ -1,14 +1,16 @@
 //! The program `anemone`: one file a command, and here what they share: arguments, exit codes, one line per error.
 
+mod cache;
 mod commands;
 mod npz;
 mod options;
+mod serve;
 mod speak;
 mod ui;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 /// Compiles GGUF language models into Core ML shards for the Apple Neural Engine, proves them, and runs them anywhere.
 #[derive(Parser)]
@@ -53,6 +55,14 @@ enum Command {
     Generate(commands::generate::Args),
     /// Converse in the terminal.
     Chat(commands::chat::Args),
+    /// Answer over HTTP as OpenAI's clients ask, with a page to talk with the model; or JSON lines on stdin and stdout.
+    Serve(commands::serve::Args),
+    /// What the cache of bundles holds.
+    Models(commands::models::Args),
+    /// Print the completions of a shell.
+    Completions(commands::shell::Completions),
+    /// Write manual pages.
+    Man(commands::shell::Man),
 }
 
 /// What a command that did its work has to say by its exit code.
@@ -82,6 +92,10 @@ fn main() -> ExitCode {
         Command::Run(args) => commands::run::run(args, &ui),
         Command::Generate(args) => commands::generate::run(args, &ui),
         Command::Chat(args) => commands::chat::run(args, &ui),
+        Command::Serve(args) => commands::serve::run(args, &ui),
+        Command::Models(args) => commands::models::run(args, &ui),
+        Command::Completions(args) => commands::shell::completions(args, Cli::command()),
+        Command::Man(args) => commands::shell::man(args, Cli::command()),
     };
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -1,0 +1,315 @@
+//! From a request's body to an order: every field is honoured or refused by name.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Instant;
+
+use anemone_chat::generate::Limits;
+use anemone_chat::grammar::Constraint;
+use anemone_chat::{Conversation, Grammar, Message, SamplingOptions};
+use axum::http::StatusCode;
+use serde_json::{Map, Value, json};
+
+use super::fields::Fields;
+use super::form::{Form, Route};
+use super::refusal::Refusal;
+use super::work::Order;
+use crate::speak::Speaker;
+
+/// The most answers to one prompt.
+const MAX_CHOICES: u64 = 8;
+/// The most alternatives told for a token.
+const MAX_TOP: u64 = 20;
+/// The most stop strings.
+const MAX_STOPS: usize = 16;
+
+/// What requests are read against.
+pub struct Desk {
+    /// The model.
+    pub speaker: &'static Speaker,
+    /// Its name.
+    pub model: String,
+    /// Equal where answers are: the hash of the bundle, shortened.
+    pub fingerprint: String,
+    /// The most tokens of a prompt.
+    pub max_prompt: usize,
+    /// Its vocabulary for constraints.
+    pub grammar: Result<Grammar, anemone_chat::Error>,
+}
+
+/// A request that was understood.
+pub struct Asked {
+    /// What to do.
+    pub order: Order,
+    /// How to answer.
+    pub form: Form,
+    /// Whether to answer as it comes.
+    pub stream: bool,
+    /// Whose turn it takes; the connection's, where the request names nobody.
+    pub party: Option<String>,
+}
+
+impl Desk {
+    /// The desk of a model, for prompts of at most `max_prompt` tokens, and in no case more than its context holds.
+    pub fn new(speaker: &'static Speaker, max_prompt: Option<usize>) -> Self {
+        let (manifest, contract) = (speaker.engine.manifest(), speaker.engine.contract());
+        // One position is left for the answer's first token.
+        let longest = contract.context.saturating_sub(1);
+        Self {
+            speaker,
+            model: manifest.name.clone(),
+            fingerprint: manifest.hash().chars().take(12).collect(),
+            max_prompt: max_prompt.unwrap_or(longest).min(longest),
+            grammar: Grammar::new(&speaker.voice.tokenizer, contract.vocab, &contract.tokens.stop),
+        }
+    }
+
+    /// Reads a request.
+    pub fn read(&self, route: Route, mut fields: Fields, deadline: Instant) -> Result<Asked, Refusal> {
+        self.model(&mut fields)?;
+        let (logprobs, top_logprobs) = match route {
+            Route::Chat => chat_logprobs(&mut fields)?,
+            Route::Text => text_logprobs(&mut fields)?,
+        };
+        let sampling = SamplingOptions { top_logprobs, ..sampling(&mut fields)? };
+        let limits = limits(route, &mut fields)?;
+        let choices = fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1) as usize;
+        let constraint = constraint(&mut fields)?;
+        let unique = RandomState::new().hash_one(());
+        let mut form = Form::new(route, &self.model, &self.fingerprint, unique);
+        form.logprobs = logprobs;
+        let stream = fields.boolean("stream")?.unwrap_or(false);
+        if let Some(mut options) = fields.object("stream_options")? {
+            if !stream {
+                return Err(Refusal::field("stream_options", "only with `stream`"));
+            }
+            form.include_usage = options.boolean("include_usage")?.unwrap_or(false);
+            options.neutral("include_obfuscation", json!(false))?;
+            options.finish()?;
+        }
+        let party = fields.string("user")?;
+        for (name, value) in [
+            ("presence_penalty", json!(0)),
+            ("frequency_penalty", json!(0)),
+            ("logit_bias", json!({})),
+            ("store", json!(false)),
+            ("service_tier", json!("auto")),
+        ] {
+            fields.neutral(name, value)?;
+        }
+        let prompt = match route {
+            Route::Chat => self.chat_prompt(&mut fields)?,
+            Route::Text => self.text_prompt(&mut fields)?,
+        };
+        fields.finish()?;
+        let field = if route == Route::Chat { "messages" } else { "prompt" };
+        self.check_length(&prompt, field)?;
+        // Compiled last: it costs most.
+        let matcher = match (constraint, &self.grammar) {
+            (None, _) => None,
+            (Some(constraint), Ok(grammar)) => Some(grammar.matcher(&constraint)?),
+            (Some(_), Err(error)) => return Err(Refusal::unsupported("response_format", error)),
+        };
+        let matcher = if logprobs { matcher.map(|m| m.looking()) } else { matcher };
+        Ok(Asked {
+            order: Order { prompt, sampling, limits, choices, matcher, logprobs, deadline },
+            form,
+            stream,
+            party,
+        })
+    }
+
+    fn model(&self, fields: &mut Fields) -> Result<(), Refusal> {
+        match fields.string("model")? {
+            Some(name) if name != self.model => {
+                let message = format!("there is no model `{name}` here; this server has `{}`", self.model);
+                let refusal = Refusal::new(StatusCode::NOT_FOUND, "model_not_found", message);
+                Err(Refusal { param: Some("model".into()), ..refusal })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn chat_prompt(&self, fields: &mut Fields) -> Result<Vec<u32>, Refusal> {
+        let Some(Value::Array(list)) = fields.take("messages") else {
+            return Err(Refusal::field("messages", "expected a list of messages"));
+        };
+        if list.is_empty() {
+            return Err(Refusal::field("messages", "expected at least one message"));
+        }
+        let messages = list.into_iter().enumerate().map(|(i, m)| message(i, m)).collect::<Result<_, _>>()?;
+        let mut conversation = Conversation::new(messages);
+        if let Some(variables) = fields.take("chat_template_kwargs") {
+            let wrong = || Refusal::field("chat_template_kwargs", "expected an object of numbers and booleans");
+            // Text of a variable could be markup, so none is taken from outside.
+            let plain = |map: &Map<String, Value>| map.values().all(|v| v.is_boolean() || v.is_number());
+            conversation.variables = variables.as_object().filter(|map| plain(map)).ok_or_else(wrong)?.clone();
+        }
+        let prompt = self.speaker.voice.prompt(&conversation).map_err(|error| match error {
+            anemone_chat::Error::Template(_) => Refusal::field("messages", error),
+            other => other.into(),
+        })?;
+        match prompt.ids.is_empty() {
+            true => Err(Refusal::field("messages", "the model's template makes no prompt of them")),
+            false => Ok(prompt.ids),
+        }
+    }
+
+    fn text_prompt(&self, fields: &mut Fields) -> Result<Vec<u32>, Refusal> {
+        for (name, neutral) in [("echo", json!(false)), ("suffix", json!("")), ("best_of", json!(1))] {
+            fields.neutral(name, neutral)?;
+        }
+        match fields.take("prompt") {
+            Some(Value::String(text)) => {
+                let ids = self.speaker.voice.text(&text).ids;
+                if ids.is_empty() { Err(Refusal::field("prompt", "is empty")) } else { Ok(ids) }
+            }
+            ids => self.ids(ids, "prompt"),
+        }
+    }
+
+    /// Token ids of a field, as many as a prompt may have.
+    pub fn ids(&self, value: Option<Value>, field: &str) -> Result<Vec<u32>, Refusal> {
+        let vocab = self.speaker.engine.contract().vocab as u64;
+        let id = |v: &Value| v.as_u64().filter(|&id| id < vocab).map(|id| id as u32);
+        let ids: Option<Vec<u32>> = value.as_ref().and_then(Value::as_array).and_then(|l| l.iter().map(id).collect());
+        match ids {
+            Some(ids) if !ids.is_empty() => self.check_length(&ids, field).map(|()| ids),
+            _ => {
+                let text = if field == "prompt" { "one string or " } else { "" };
+                Err(Refusal::field(
+                    field,
+                    format_args!("expected {text}one list of token ids below {vocab}, not empty"),
+                ))
+            }
+        }
+    }
+
+    fn check_length(&self, prompt: &[u32], field: &str) -> Result<(), Refusal> {
+        let (longest, found) = (self.max_prompt, prompt.len());
+        if found <= longest {
+            return Ok(());
+        }
+        let message = format!("`{field}`: {found} tokens, and a prompt may have at most {longest} here");
+        let refusal = Refusal::new(StatusCode::BAD_REQUEST, "context_length_exceeded", message);
+        Err(Refusal { param: Some(field.to_owned()), ..refusal })
+    }
+}
+
+/// A message: its role, its text, and what else templates read.
+fn message(index: usize, message: Value) -> Result<Message, Refusal> {
+    let at = |field: &str| format!("messages[{index}]{field}");
+    let Value::Object(mut map) = message else { return Err(Refusal::field(&at(""), "expected an object")) };
+    let role = match map.remove("role") {
+        // OpenAI's newer name; templates know the older.
+        Some(Value::String(role)) if role == "developer" => "system".to_owned(),
+        Some(Value::String(role)) if ["system", "user", "assistant", "tool"].contains(&role.as_str()) => role,
+        _ => return Err(Refusal::field(&at(".role"), "expected system, developer, user, assistant or tool")),
+    };
+    let content = match map.remove("content") {
+        Some(Value::String(text)) => text,
+        Some(Value::Array(parts)) => {
+            let part = |p: Value| match (p.get("type").and_then(Value::as_str), p.get("text").and_then(Value::as_str)) {
+                (Some("text"), Some(text)) => Ok(text.to_owned()),
+                _ => Err(Refusal::unsupported(&at(".content"), "only parts of type `text` can be read")),
+            };
+            parts.into_iter().map(part).collect::<Result<String, _>>()?
+        }
+        _ => return Err(Refusal::field(&at(".content"), "expected a string, or a list of parts of type `text`")),
+    };
+    let name = map.remove("name").filter(|v| !v.is_null());
+    if let Some((field, _)) = map.iter().find(|(_, value)| !value.is_null()) {
+        return Err(Refusal::unsupported(&at(&format!(".{field}")), "this field is not supported; leave it out"));
+    }
+    let mut message = Message::new(&role, &content);
+    message.more.extend(name.map(|name| ("name".to_owned(), name)));
+    Ok(message)
+}
+
+/// OpenAI's defaults, and three fields more that its clients send as extra body.
+fn sampling(fields: &mut Fields) -> Result<SamplingOptions, Refusal> {
+    let base = SamplingOptions::greedy();
+    Ok(SamplingOptions {
+        temperature: fields.number("temperature", 0.0..=2.0)?.unwrap_or(1.0),
+        top_p: fields.number("top_p", 0.0..=1.0)?.unwrap_or(1.0),
+        top_k: fields.integer("top_k", 0..=u64::from(u32::MAX))?.unwrap_or(0) as usize,
+        min_p: fields.number("min_p", 0.0..=1.0)?.unwrap_or(0.0),
+        repetition_penalty: fields.number("repetition_penalty", 0.01..=10.0)?.unwrap_or(1.0),
+        seed: fields.integer("seed", 0..=u64::MAX)?.unwrap_or_else(|| RandomState::new().hash_one(())),
+        ..base
+    })
+}
+
+fn limits(route: Route, fields: &mut Fields) -> Result<Limits, Refusal> {
+    let mut max_tokens = fields.integer("max_tokens", 1..=u64::MAX)?;
+    if route == Route::Chat {
+        let newer = fields.integer("max_completion_tokens", 1..=u64::MAX)?;
+        if newer.is_some() && max_tokens.is_some() {
+            return Err(Refusal::field("max_tokens", "give this or `max_completion_tokens`, not both"));
+        }
+        max_tokens = max_tokens.or(newer);
+    }
+    let wrong =
+        || Refusal::field("stop", format_args!("expected a string or a list of at most {MAX_STOPS}, none empty"));
+    let stop_strings: Vec<String> = match fields.take("stop") {
+        None => Vec::new(),
+        Some(Value::String(one)) => vec![one],
+        Some(Value::Array(list)) if list.len() <= MAX_STOPS => {
+            list.iter().map(|v| v.as_str().map(str::to_owned)).collect::<Option<_>>().ok_or_else(wrong)?
+        }
+        Some(_) => return Err(wrong()),
+    };
+    if stop_strings.iter().any(String::is_empty) {
+        return Err(wrong());
+    }
+    Ok(Limits { max_tokens: max_tokens.map(|n| usize::try_from(n).unwrap_or(usize::MAX)), stop_strings })
+}
+
+/// `logprobs: true`, and how many alternatives.
+fn chat_logprobs(fields: &mut Fields) -> Result<(bool, usize), Refusal> {
+    let logprobs = fields.boolean("logprobs")?.unwrap_or(false);
+    match fields.integer("top_logprobs", 0..=MAX_TOP)? {
+        Some(_) if !logprobs => Err(Refusal::field("top_logprobs", "only with `logprobs`")),
+        top => Ok((logprobs, top.unwrap_or(0) as usize)),
+    }
+}
+
+/// On the older route the number of alternatives turns them on.
+fn text_logprobs(fields: &mut Fields) -> Result<(bool, usize), Refusal> {
+    let top = fields.integer("logprobs", 0..=MAX_TOP)?;
+    Ok((top.is_some(), top.unwrap_or(0) as usize))
+}
+
+/// The form the answer is held to.
+fn constraint(fields: &mut Fields) -> Result<Option<Constraint>, Refusal> {
+    let Some(mut format) = fields.object("response_format")? else { return Ok(None) };
+    let kind = format.string("type")?;
+    let text = |format: &mut Fields, name: &str| {
+        let missing = || Refusal::field(&format!("response_format.{name}"), "expected a string");
+        format.string(name)?.ok_or_else(missing)
+    };
+    let constraint = match kind.as_deref() {
+        Some("text") => None,
+        Some("json_object") => Some(Constraint::JsonSchema(json!({"type": "object"}))),
+        Some("regex") => Some(Constraint::Regex(text(&mut format, "regex")?)),
+        Some("lark") => Some(Constraint::Lark(text(&mut format, "lark")?)),
+        Some("json_schema") => {
+            let missing = |name: &str| Refusal::field(&format!("response_format.{name}"), "expected an object");
+            let mut inner = format.object("json_schema")?.ok_or_else(|| missing("json_schema"))?;
+            let schema = inner.take("schema").filter(Value::is_object).ok_or_else(|| missing("json_schema.schema"))?;
+            // Names and describes the schema to people; every schema is held to strictly.
+            inner.string("name")?;
+            inner.string("description")?;
+            inner.boolean("strict")?;
+            inner.finish()?;
+            Some(Constraint::JsonSchema(schema))
+        }
+        _ => {
+            return Err(Refusal::field(
+                "response_format.type",
+                "expected text, json_object, json_schema, regex or lark",
+            ));
+        }
+    };
+    format.finish()?;
+    Ok(constraint)
+}

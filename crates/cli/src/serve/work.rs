@@ -1,0 +1,278 @@
+//! One request's work on the model, in steps short enough to take turns: a block of the prompt, or a token.
+
+use std::collections::VecDeque;
+use std::time::{Duration, Instant};
+
+use anemone_chat::engine::Logits;
+use anemone_chat::generate::{Drawn, Finish, Limits};
+use anemone_chat::grammar::Matcher;
+use anemone_chat::pool::Lease;
+use anemone_chat::sample::Choice;
+use anemone_chat::{Control, Generation, Sampler, SamplingOptions, Tokenizer};
+use axum::http::StatusCode;
+use tokio::sync::mpsc::UnboundedSender;
+
+use super::refusal::Refusal;
+
+/// What is to be answered.
+pub struct Order {
+    /// The prompt's tokens; at least one.
+    pub prompt: Vec<u32>,
+    /// How tokens are drawn. Choice i of several starts its draws at `seed + i`.
+    pub sampling: SamplingOptions,
+    /// What ends an answer.
+    pub limits: Limits,
+    /// How many answers.
+    pub choices: usize,
+    /// What each answer is held to.
+    pub matcher: Option<Matcher>,
+    /// Whether log-probabilities are told.
+    pub logprobs: bool,
+    /// When it is too late.
+    pub deadline: Instant,
+}
+
+/// What becomes of it, in order. The last is `Done` or `Failed`.
+#[derive(Debug)]
+pub enum Event {
+    /// Text that is certain, and the tokens that begin in it, if they were asked for.
+    Text {
+        /// Which answer.
+        choice: usize,
+        /// Never empty, unless tokens come without text.
+        text: String,
+        /// In order.
+        tokens: Vec<Token>,
+    },
+    /// An answer is whole.
+    End {
+        /// Which.
+        choice: usize,
+        /// Why.
+        finish: Finish,
+    },
+    /// All are.
+    Done(Usage),
+    /// Nothing more comes.
+    Failed(Refusal),
+}
+
+/// A token with its log-probability.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Token {
+    /// Its bytes; control tokens spelled.
+    pub bytes: Vec<u8>,
+    /// The model's own natural log-probability.
+    pub logprob: f32,
+    /// The likeliest tokens in its place.
+    pub top: Vec<(Vec<u8>, f32)>,
+}
+
+/// What it took.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    /// Tokens of the prompt,
+    pub prompt: usize,
+    /// of which so many were in a session's caches already.
+    pub cached: usize,
+    /// Tokens that the model computed, of the prompt and of the answers,
+    pub computed: usize,
+    /// Tokens drawn, those that end turns included,
+    pub drawn: usize,
+    /// of which a grammar forced so many.
+    pub forced: usize,
+    /// From the request to its first step.
+    pub waited: Duration,
+    /// From there to the first logits, the turns of others included.
+    pub prompt_time: Duration,
+    /// From there to the end.
+    pub decode_time: Duration,
+}
+
+/// Whether there is more to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Progress {
+    /// There is.
+    More,
+    /// There is not: answered, failed, or nobody listens any more.
+    Over,
+}
+
+/// An order with a session.
+pub struct Task<'e> {
+    order: Order,
+    lease: Lease<'e, 'e>,
+    tokenizer: &'e Tokenizer,
+    events: UnboundedSender<Event>,
+    block: usize,
+    choice: usize,
+    generation: Generation<'e>,
+    /// Logits after the prompt, for the other choices.
+    first: Vec<f32>,
+    /// Tokens whose text is not certain yet, with where it begins.
+    held: VecDeque<(usize, Token)>,
+    /// Bytes of text sent.
+    sent: usize,
+    usage: Usage,
+    since: Instant,
+}
+
+impl<'e> Task<'e> {
+    /// An order that arrived at `since` gets its session.
+    pub fn new(
+        order: Order,
+        lease: Lease<'e, 'e>,
+        tokenizer: &'e Tokenizer,
+        events: UnboundedSender<Event>,
+        since: Instant,
+    ) -> Result<Self, Refusal> {
+        let mut generation = generation(&order, &lease, tokenizer, 0)?;
+        generation.fed(lease.reused());
+        let usage =
+            Usage { prompt: order.prompt.len(), cached: lease.reused(), waited: since.elapsed(), ..Usage::default() };
+        let block = lease.engine().block_tokens();
+        Ok(Self {
+            order,
+            lease,
+            tokenizer,
+            events,
+            block,
+            choice: 0,
+            generation,
+            first: Vec::new(),
+            held: VecDeque::new(),
+            sent: 0,
+            usage,
+            since: Instant::now(),
+        })
+    }
+
+    /// What it took so far.
+    pub fn usage(&self) -> &Usage {
+        &self.usage
+    }
+
+    /// Whether every answer is whole.
+    pub fn is_done(&self) -> bool {
+        self.choice == self.order.choices
+    }
+
+    /// One turn. A failure is told to whoever listens.
+    pub fn step(&mut self) -> Progress {
+        if self.events.is_closed() {
+            return Progress::Over;
+        }
+        let stepped = match Instant::now() > self.order.deadline {
+            true => Err(too_late()),
+            false => self.advance(),
+        };
+        stepped.unwrap_or_else(|refusal| {
+            self.tell(Event::Failed(refusal));
+            Progress::Over
+        })
+    }
+
+    fn advance(&mut self) -> Result<Progress, Refusal> {
+        let unfed = self.generation.unfed();
+        let (now, later) = unfed.split_at(unfed.len().min(self.block));
+        let want = if later.is_empty() { Logits::Last } else { Logits::None };
+        let logits = self.lease.feed(now, want)?;
+        let count = now.len();
+        self.generation.fed(count);
+        self.usage.computed += count;
+        if want == Logits::None {
+            return Ok(Progress::More);
+        }
+        if self.first.is_empty() {
+            self.usage.prompt_time = self.since.elapsed();
+            self.since = Instant::now();
+            self.first.clone_from(&logits);
+        }
+        self.draw(&logits)
+    }
+
+    fn draw(&mut self, logits: &[f32]) -> Result<Progress, Refusal> {
+        let drawn = self.generation.draw(logits, self.lease.left())?;
+        self.usage.drawn += drawn.len();
+        let text: String = drawn.iter().map(|d| d.text.as_str()).collect();
+        for Drawn { choice, start, ends_turn, .. } in drawn {
+            if self.order.logprobs && !ends_turn {
+                self.held.push_back((start, self.token(&choice)?));
+            }
+        }
+        match self.generation.finish() {
+            None => {
+                self.send(text, false);
+                Ok(Progress::More)
+            }
+            Some(finish) => {
+                let rest = self.generation.end(finish);
+                // Behind a stop string nothing is certain any more.
+                let all = !self.generation.hit_stop_string();
+                self.send(text + &rest, all);
+                self.tell(Event::End { choice: self.choice, finish });
+                self.next_choice()
+            }
+        }
+    }
+
+    /// The session goes back to where the prompt ended.
+    fn next_choice(&mut self) -> Result<Progress, Refusal> {
+        self.usage.forced += self.generation.forced();
+        self.choice += 1;
+        if self.choice == self.order.choices {
+            self.usage.decode_time = self.since.elapsed();
+            self.tell(Event::Done(self.usage));
+            return Ok(Progress::Over);
+        }
+        self.lease.truncate(self.order.prompt.len());
+        self.generation = generation(&self.order, &self.lease, self.tokenizer, self.choice)?;
+        self.generation.fed(self.order.prompt.len());
+        (self.sent, self.held) = (0, VecDeque::new());
+        self.draw(&self.first.clone())
+    }
+
+    /// Sends text, with the tokens that begin in what is out now, or with all of them.
+    fn send(&mut self, text: String, all: bool) {
+        self.sent += text.len();
+        let certain = self.held.iter().take_while(|(start, _)| all || *start < self.sent).count();
+        let tokens: Vec<Token> = self.held.drain(..certain).map(|(_, token)| token).collect();
+        if !text.is_empty() || !tokens.is_empty() {
+            self.tell(Event::Text { choice: self.choice, text, tokens });
+        }
+    }
+
+    fn tell(&self, event: Event) {
+        // Nobody listening is seen at the next step.
+        let _ = self.events.send(event);
+    }
+
+    fn token(&self, choice: &Choice) -> Result<Token, Refusal> {
+        let bytes = |id: u32| self.tokenizer.token_bytes(id, Control::Show);
+        let top = choice.top.iter().map(|&(id, p)| Ok((bytes(id)?, p)));
+        Ok(Token {
+            bytes: bytes(choice.id)?,
+            logprob: choice.logprob,
+            top: top.collect::<Result<_, anemone_chat::Error>>()?,
+        })
+    }
+}
+
+fn generation<'e>(
+    order: &Order,
+    lease: &Lease<'e, 'e>,
+    tokenizer: &'e Tokenizer,
+    choice: usize,
+) -> Result<Generation<'e>, Refusal> {
+    let seed = order.sampling.seed.wrapping_add(choice as u64);
+    let sampler = Sampler::new(SamplingOptions { seed, ..order.sampling.clone() })?;
+    let stop = lease.engine().contract().tokens.stop.clone();
+    let (prompt, limits, matcher) = (order.prompt.clone(), order.limits.clone(), order.matcher.clone());
+    Ok(Generation::new(tokenizer, stop, prompt, sampler, limits, matcher)?)
+}
+
+/// What is told when the time is over.
+pub fn too_late() -> Refusal {
+    let message = "the answer was not whole within the server's time limit; ask for fewer tokens, or again later";
+    Refusal::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
+}
