@@ -6,6 +6,7 @@ use std::sync::Arc;
 use llguidance::api::TopLevelGrammar;
 use llguidance::toktrie::{TokRxInfo, TokTrie, TokenizerEnv};
 use llguidance::{Matcher as Parser, ParserFactory};
+use serde_json::{Value, json};
 
 use super::Constraint;
 use crate::Error;
@@ -57,7 +58,7 @@ impl Grammar {
     /// A constraint that is none, uses what is not supported, or is too large.
     pub fn matcher(&self, constraint: &Constraint) -> Result<Matcher, Error> {
         let grammar = match constraint {
-            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(schema.clone()),
+            Constraint::JsonSchema(schema) => TopLevelGrammar::from_json_schema(spaced(schema)),
             Constraint::Regex(regex) => TopLevelGrammar::from_regex(regex),
             Constraint::Lark(lark) => TopLevelGrammar::from_lark(lark.clone()),
         };
@@ -67,6 +68,17 @@ impl Grammar {
             None => Ok(Matcher { parser, forced: VecDeque::new(), looks: false }),
         }
     }
+}
+
+/// The schema, with white space as Python's `json.dumps` sets it. Free white space would let an answer of a bounded schema go on
+/// without end, and leave nothing between two values to be forced.
+fn spaced(schema: &Value) -> Value {
+    let mut schema = schema.clone();
+    if let Some(fields) = schema.as_object_mut() {
+        let style = json!({"whitespace_flexible": false, "item_separator": ", ", "key_separator": ": "});
+        fields.entry("x-guidance").or_insert(style);
+    }
+    schema
 }
 
 /// Where one answer is in its form.
