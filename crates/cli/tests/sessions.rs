@@ -5,19 +5,23 @@ mod common;
 use anemone_chat::engine::Logits;
 use anemone_chat::pool::{Lease, Occupancy};
 use anemone_chat::{Engine, Pool};
-use anemone_exec::{Numerics, Options, Portable};
+use anemone_exec::{Fast, FastOptions, Numerics, Options, Portable, Runtime};
 use common::*;
 
-fn engine(bundle: &Bundle, numerics: Numerics) -> Engine {
-    Engine::open(&bundle.path, &Portable::new(numerics, Options::default())).unwrap()
+fn fast() -> Box<dyn Runtime> {
+    Box::new(Fast::new(FastOptions::default()))
+}
+
+fn portable(numerics: Numerics) -> Box<dyn Runtime> {
+    Box::new(Portable::new(numerics, Options::default()))
 }
 
 #[test]
 fn a_truncated_session_is_bit_for_bit_a_fresh_one() {
     let lines = json_lines("miniature/prompts.jsonl");
     let bundle = Bundle::build(&fixture(MINIATURE), &["--tokens", "1,8", "--topology", "0-2,2-4"]);
-    for numerics in [Numerics::Exact, Numerics::Ane] {
-        let engine = engine(&bundle, numerics);
+    for runtime in [fast(), portable(Numerics::Exact), portable(Numerics::Ane)] {
+        let engine = Engine::open(&bundle.path, runtime.as_ref()).unwrap();
         for pair in lines.chunks_exact(2).take(6) {
             let (first, second) = (ids(&pair[0]["prompt_ids"]), ids(&pair[1]["prompt_ids"]));
             let fresh = engine.session().unwrap().feed(&second, Logits::All).unwrap();
@@ -39,7 +43,7 @@ fn with_pool(sessions: usize, check: impl FnOnce(&Pool, &[Vec<u32>])) {
     let lines = json_lines("miniature/prompts.jsonl");
     let prompts: Vec<_> = lines.iter().map(|l| ids(&l["prompt_ids"])).collect();
     let bundle = Bundle::build(&fixture(MINIATURE), &["--tokens", "1,8"]);
-    let engine = engine(&bundle, Numerics::Exact);
+    let engine = Engine::open(&bundle.path, fast().as_ref()).unwrap();
     check(&Pool::new(&engine, sessions * engine.session_bytes()), &prompts);
 }
 
