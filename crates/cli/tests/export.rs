@@ -48,7 +48,7 @@ fn a_proven_bundle_is_exported_field_for_field() {
         "--source",
         model.to_str().unwrap(),
         "--only",
-        "contract,compile,range-golden",
+        "contract,compile,weights,range-golden,stack-golden",
         "--quiet",
     ]);
     let out = succeed(&["export", bundle.str(), "--runtime-meta", "phi4mini"]);
@@ -96,7 +96,7 @@ fn evidence_of_another_bundle_proves_nothing() {
         "--source",
         model.to_str().unwrap(),
         "--only",
-        "contract,compile,range-golden",
+        "contract,compile,weights,range-golden,stack-golden",
         "--quiet",
     ]);
     let other = Bundle::build(&model, &["--topology", "0-4", "--context", "64"]);

@@ -22,7 +22,7 @@ fn an_intent_is_followed_by_what_came_of_it() {
     succeed(&["gate", bundle.str(), "--source", model.to_str().unwrap(), "--only", "contract", "--quiet"]);
     succeed(&["journal", bundle.str(), "--add", "lesson", "two are enough"]);
     succeed(&["journal", bundle.str(), "--add", "Intent", "one shard"]);
-    assert_eq!(headings(bundle.str()), [vec!["Intent", "Setup", "Result", "Result", "Lesson"], vec!["Intent"]]);
+    assert_eq!(headings(bundle.str()), [vec!["Intent", "Setup", "Result", "Result", "Next", "Lesson"], vec!["Intent"]]);
     let text = succeed(&["journal", bundle.str()]);
     assert!(text.contains("two shards where four were") && text.contains("one shard"), "{text}");
     let shown = succeed(&["journal", bundle.str(), "--show", "1"]);

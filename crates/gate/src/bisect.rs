@@ -55,8 +55,8 @@ impl fmt::Display for Divergence {
     }
 }
 
-/// Runs layer shard `shard`, layers `range`, over `rows[n, width]` from position 0, in blocks that `blocks` lists, and finds
-/// the first value that leaves `bounds`: in the program's order, of the first block that holds one. `None` where all keep
+/// Runs layer shard `shard`, layers `range`, over `rows[n, width]` from position 0, in blocks that `blocks` lists
+/// (between which the cache holds zeros where they leave positions out), and finds the first value that leaves `bounds`: in the program's order, of the first block that holds one. `None` where all keep
 /// to them, or the runtime tells nothing.
 pub fn locate(
     run: &Run<'_>,
@@ -77,6 +77,7 @@ pub fn locate(
             stages.insert((layer, stage), rows.to_vec());
         };
         let mut hidden = input.to_vec();
+        cache.pad(block.start);
         own.model.layer_range_tapped(range.clone(), &mut hidden, &mut cache, block.start, Some(&mut tap))?;
         let (position, n, tokens) = (block.start, block.len(), run.engine.manifest().tokens[*function]);
         let mut first = None;

@@ -4,7 +4,8 @@
 //! wrong word. The shards run in f32, where nothing is lost, and each value's largest magnitude is set against the cliff of the
 //! op that made it. What is beyond a cliff is named: the first in the order of computation, with its layer and position.
 //!
-//! Cliffs differ between chips; [`CLIFFS`] is the table.
+//! Cliffs differ between chips; [`CLIFFS`] is the table. The mask and the scores that it hides do not count: what
+//! is added there is the host's -1e4, and beyond a cliff it would still be nothing after the softmax.
 
 use std::collections::BTreeMap;
 
@@ -91,8 +92,20 @@ impl Seen {
     }
 }
 
-/// The kinds of ops by the name of their values.
-fn kinds(program: &Valid) -> BTreeMap<String, (String, Kind)> {
+/// An op as the names of its values find it.
+#[derive(Clone)]
+struct Op {
+    name: String,
+    kind: Kind,
+    /// Whether it takes the host's mask.
+    masks: bool,
+}
+
+/// The input that hides positions.
+const MASK: &str = "attn_mask";
+
+/// The ops by the name of their values.
+fn ops(program: &Valid) -> BTreeMap<String, Op> {
     let mut all = BTreeMap::new();
     for (f, function) in program.functions.iter().enumerate() {
         for op in &function.ops {
@@ -109,8 +122,13 @@ fn kinds(program: &Valid) -> BTreeMap<String, (String, Kind)> {
                 "slice_by_index" | "slice_by_size" if inner() => Kind::InnerSlice,
                 _ => Kind::Any,
             };
+            let masks = op
+                .inputs
+                .values()
+                .flatten()
+                .any(|arg| matches!(arg, anemone_mil::ir::Arg::Value(id) if function.value(*id).name == MASK));
             for id in &op.outputs {
-                all.insert(function.value(*id).name.clone(), (op.kind.clone(), kind));
+                all.insert(function.value(*id).name.clone(), Op { name: op.kind.clone(), kind, masks });
             }
         }
     }
@@ -154,19 +172,28 @@ pub fn judge(
 /// Runs a shard and keeps the largest magnitude of each value.
 fn watch(run: &Run<'_>, program: &Valid, shard: usize, rows: &[f32]) -> Result<Vec<Seen>, Error> {
     let width = run.engine.contract().width;
-    let kinds = kinds(program);
+    let ops = ops(program);
     let mut state = run.engine.shard_state(shard)?;
     let mut all: BTreeMap<String, Seen> = BTreeMap::new();
     for (block, function) in run.blocks(rows.len() / width, false) {
         let tokens = run.engine.manifest().tokens[function];
+        let mut mask = Vec::new();
         let mut watch = |name: &str, value: &Tensor| {
-            let (index, largest) = peak(&value.to_f32());
+            let mut values = value.to_f32();
+            if name == MASK {
+                mask = values;
+                return;
+            }
+            let op = ops.get(name).cloned().unwrap_or(Op { name: "input".into(), kind: Kind::Any, masks: false });
+            if op.masks {
+                hide(&mut values, &mask);
+            }
+            let (index, largest) = peak(&values);
             let position = block.start + token_of(index, value.shape(), tokens).min(block.len() - 1);
             let order = all.len();
             let seen = all.entry(name.to_owned()).or_insert_with(|| {
-                let (op, kind) = kinds.get(name).cloned().unwrap_or_else(|| ("input".into(), Kind::Any));
                 let layer = layer_part(name).map(|(layer, _)| layer);
-                Seen { order, value: name.to_owned(), op, layer, largest: 0.0, position, kind }
+                Seen { order, value: name.to_owned(), op: op.name, layer, largest: 0.0, position, kind: op.kind }
             });
             if largest > seen.largest {
                 (seen.largest, seen.position) = (largest, position);
@@ -178,6 +205,13 @@ fn watch(run: &Run<'_>, program: &Valid, shard: usize, rows: &[f32]) -> Result<V
     let mut seen: Vec<Seen> = all.into_values().collect();
     seen.sort_by_key(|s| s.order);
     Ok(seen)
+}
+
+/// Zeros where `mask`, whose shape is that of the last two dimensions, hides a position.
+fn hide(values: &mut [f32], mask: &[f32]) {
+    for block in values.chunks_mut(mask.len().max(1)) {
+        block.iter_mut().zip(mask).filter(|(_, m)| **m != 0.0).for_each(|(v, _)| *v = 0.0);
+    }
 }
 
 /// The largest magnitude and where it is; what is not a number is beyond every cliff.

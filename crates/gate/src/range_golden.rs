@@ -10,17 +10,27 @@
 //! widest. So both functions are seen at all three places, and on a cache that the other one wrote. The cache is not new: its
 //! first rows held something else before, of which nothing may be left.
 //!
-//! Where a program is wrong, the first op whose value leaves tolerance is named ([`bisect`](crate::bisect)).
+//! Where that takes too long, a sample fills three windows, at the first positions, around the middle and at the last, over a cache
+//! that holds zeros between them; the reference's does too.
+//!
+//! At the three places the output of every layer inside the shard is compared as well, against the shard's own weights, so that the
+//! evidence tells how an error grows from layer to layer. Where a program is wrong, the first op whose value leaves tolerance is
+//! named ([`bisect`](crate::bisect)).
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 
-use anemone_reference as reference;
+use anemone_chat::engine::Watch;
+use anemone_exec::Tensor;
+use anemone_reference::{self as reference, Stage};
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::bisect;
 use crate::figures::{Bounds, Figures};
 use crate::own::{self, Own};
 use crate::run::{Error, Run};
+use crate::stages::Counterpart;
 use crate::subject::Subject;
 use crate::thresholds::Thresholds;
 use crate::verdict::{Finding, Verdict};
@@ -31,8 +41,9 @@ pub const NAME: &str = "range-golden";
 /// What a caller may ask for.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Options {
-    /// Positions that are filled; all of the context where `None`. A sample says so in its finding.
-    pub positions: Option<usize>,
+    /// About how many positions are filled, in three windows each of which holds the widest function; all of the context where
+    /// `None`. A sample says so in its finding.
+    pub sample: Option<usize>,
     /// Whether findings carry the figures of every token, not only those of the three places and the worst.
     pub per_token: bool,
 }
@@ -57,14 +68,14 @@ pub fn judge(
 ) -> Result<Vec<Finding>, Error> {
     let c = &subject.manifest.contract;
     let source = own::source(subject)?;
-    let judge = Judge { subject, run, thresholds: Thresholds::of(c.weights, run.numerics), options };
-    let positions = options.positions.map_or(c.context, |n| n.clamp(1, c.context));
-    let mut hidden = source.embed(&token_ids(positions, c.vocab))?;
+    let windows = windows(c.context, options.sample, widest(&subject.manifest.tokens));
+    let judge = Judge { subject, run, thresholds: Thresholds::of(c.weights, run.numerics), options, windows };
+    let mut hidden = source.embed(&token_ids(c.context, c.vocab))?;
     let mut cache = source.cache();
     let mut findings = Vec::new();
     for (i, shard) in subject.manifest.layers.iter().enumerate() {
         let input = hidden.clone();
-        source.layer_range(shard.range(), &mut hidden, &mut cache, 0)?;
+        judge.reference(&source, shard.range(), &mut hidden, &mut cache)?;
         findings.push(match Own::open(subject, &source, &shard.path, 0) {
             Ok(own) => judge.layers(i, shard.range(), &own, &input, &hidden)?,
             Err(fault) => judge.unreadable(&shard.path, &fault),
@@ -75,17 +86,40 @@ pub fn judge(
     Ok(findings)
 }
 
-/// Blocks over `0..n` with the function each goes through: T = 1 at the first position, the middle and the last.
-fn mixed(n: usize, tokens: &[usize]) -> Vec<(Range<usize>, usize)> {
-    let single = [0, n / 2, n - 1];
-    let wide = tokens.len() - 1;
+/// The three places of a context that every finding has figures of.
+fn places(context: usize) -> [(&'static str, usize); 3] {
+    [("first", 0), ("middle", context / 2), ("last", context - 1)]
+}
+
+/// Tokens of the widest function.
+fn widest(tokens: &[usize]) -> usize {
+    tokens[tokens.len() - 1]
+}
+
+/// The positions that are filled: all of the context, or windows around the three places that have about `sample` together and
+/// `wide` each at least.
+fn windows(context: usize, sample: Option<usize>, wide: usize) -> Vec<Range<usize>> {
+    let each = sample.map_or(context, |n| n.div_ceil(3).max(wide));
+    if each.saturating_mul(3) >= context {
+        return vec![Range { start: 0, end: context }];
+    }
+    let middle = context / 2 - each / 2;
+    vec![0..each, middle..middle + each, context - each..context]
+}
+
+/// Blocks over `windows` with the function each goes through: T = 1 at the positions `single`, which ascend, and the widest
+/// elsewhere.
+fn blocks(windows: &[Range<usize>], single: &[usize], tokens: &[usize]) -> Vec<(Range<usize>, usize)> {
     let mut blocks = Vec::new();
-    let mut at = 0;
-    while at < n {
-        let next_single = single.iter().copied().find(|&s| s >= at).unwrap_or(n);
-        let (end, function) = if next_single == at { (at + 1, 0) } else { (next_single.min(at + tokens[wide]), wide) };
-        blocks.push((at..end, function));
-        at = end;
+    for window in windows {
+        let mut at = window.start;
+        while at < window.end {
+            let next = single.iter().copied().find(|&s| s >= at).unwrap_or(window.end);
+            let wide = (at..window.end.min(next).min(at + widest(tokens)), tokens.len() - 1);
+            let (block, function) = if next == at { (at..at + 1, 0) } else { wide };
+            at = block.end;
+            blocks.push((block, function));
+        }
     }
     blocks
 }
@@ -95,9 +129,70 @@ struct Judge<'a> {
     run: &'a Run<'a>,
     thresholds: Thresholds,
     options: Options,
+    windows: Vec<Range<usize>>,
+}
+
+/// The output of one layer inside a shard at one of the three places, against the reference on the shard's own weights.
+#[derive(Serialize)]
+struct LayerFigures {
+    layer: usize,
+    place: &'static str,
+    position: usize,
+    figures: Figures,
 }
 
 impl Judge<'_> {
+    /// Runs the reference over the windows of `hidden[context, width]`, in place.
+    fn reference(
+        &self,
+        model: &reference::Model,
+        range: Range<usize>,
+        hidden: &mut [f32],
+        cache: &mut reference::Cache,
+    ) -> Result<(), Error> {
+        let width = self.run.engine.contract().width;
+        for window in &self.windows {
+            cache.pad(window.start);
+            model.layer_range(
+                range.clone(),
+                &mut hidden[window.start * width..window.end * width],
+                cache,
+                window.start,
+            )?;
+        }
+        Ok(())
+    }
+
+    /// The figures of each filled position, of rows `[context, width]`.
+    fn compare(&self, found: &[f32], expected: &[f32], width: usize) -> Vec<At> {
+        let row = |all: &[f32], at: usize| all[at * width..(at + 1) * width].to_vec();
+        let positions = self.windows.iter().cloned().flatten();
+        positions.map(|at| At { position: at, figures: Figures::of(&row(found, at), &row(expected, at)) }).collect()
+    }
+
+    /// The hidden row that each layer leaves at each of the three places, by place and layer. `cache` has seen all of `input`.
+    fn layer_rows(
+        &self,
+        own: &Own,
+        range: Range<usize>,
+        input: &[f32],
+        cache: &mut reference::Cache,
+    ) -> Result<BTreeMap<(usize, usize), Vec<f32>>, Error> {
+        let c = self.run.engine.contract();
+        let mut rows = BTreeMap::new();
+        // From the last: a run forgets what the cache holds from its position on.
+        for (_, at) in places(c.context).into_iter().rev() {
+            let mut row = input[at * c.width..(at + 1) * c.width].to_vec();
+            let mut tap = |layer: usize, stage: Stage, hidden: &[f32]| {
+                if stage == Stage::Hidden {
+                    rows.insert((at, layer), hidden.to_vec());
+                }
+            };
+            own.model.layer_range_tapped(range.clone(), &mut row, cache, at, Some(&mut tap))?;
+        }
+        Ok(rows)
+    }
+
     fn unreadable(&self, path: &str, fault: &Error) -> Finding {
         self.subject.finding(NAME, path, Verdict::Failed, &self.run.measured_on, fault.to_string())
     }
@@ -111,27 +206,45 @@ impl Judge<'_> {
         input: &[f32],
         cost: &[f32],
     ) -> Result<Finding, Error> {
-        let width = self.run.engine.contract().width;
-        let tokens = &self.run.engine.manifest().tokens;
-        let n = input.len() / width;
-        let mut tight = input.to_vec();
-        own.model.layer_range(range.clone(), &mut tight, &mut own.model.cache(), 0)?;
-        let mut passes = vec![("T = 1 at first, middle, last", mixed(n, tokens))];
+        let c = self.run.engine.contract();
+        let (width, tokens) = (c.width, &self.run.engine.manifest().tokens);
+        let (mut tight, mut cache) = (input.to_vec(), own.model.cache());
+        self.reference(&own.model, range.clone(), &mut tight, &mut cache)?;
+        let layer_rows = self.layer_rows(own, range.clone(), input, &mut cache)?;
+        let single = places(c.context).map(|(_, at)| at);
+        let mut passes = vec![("T = 1 at first, middle, last", blocks(&self.windows, &single, tokens))];
         if tokens.len() > 1 {
-            passes.push(("T = N throughout", self.run.blocks(n, false)));
+            passes.push(("T = N throughout", blocks(&self.windows, &[], tokens)));
         }
         let mut compared = Vec::new();
+        let mut layers = Vec::new();
         for (name, blocks) in &passes {
             let mut state = self.run.used_state(shard, input)?;
-            let mut found = Vec::with_capacity(input.len());
+            let mut found = vec![0.0; input.len()];
             for (block, function) in blocks {
-                let rows = &input[block.start * width..block.end * width];
-                found.extend(self.run.engine.run_shard(shard, *function, rows, block.start, &mut state, None)?);
+                // The first pass goes through `main` at each place.
+                let place = places(c.context).into_iter().find(|(_, at)| compared.is_empty() && *at == block.start);
+                let mut watch = |value: &str, tensor: &Tensor| {
+                    let Some((place, position)) = place else { return };
+                    let Some(part) = Counterpart::of(value, width, range.end, c) else { return };
+                    let Some(expected) = layer_rows.get(&(position, part.layer)) else { return };
+                    if part.stage != Stage::Hidden {
+                        return;
+                    }
+                    let rows = part.rows(&tensor.to_f32(), tensor.shape(), expected, position, 1, c);
+                    let figures = rows.iter().flatten().map(|(found, expected)| Figures::of(found, expected));
+                    layers.extend(figures.map(|figures| LayerFigures { layer: part.layer, place, position, figures }));
+                };
+                let span = block.start * width..block.end * width;
+                let watch: Option<&mut Watch<'_>> = if place.is_some() { Some(&mut watch) } else { None };
+                let rows = &input[span.clone()];
+                let out = self.run.engine.run_shard(shard, *function, rows, block.start, &mut state, watch)?;
+                found[span].copy_from_slice(&out);
             }
             compared.push(Comparison {
                 pass: name,
-                tight: per_token(&found, &tight, width),
-                cost: per_token(&found, cost, width),
+                tight: self.compare(&found, &tight, width),
+                cost: self.compare(&found, cost, width),
             });
         }
         let path = &self.subject.manifest.layers[shard].path;
@@ -147,7 +260,9 @@ impl Judge<'_> {
             }
             Ok::<_, Error>(None)
         };
-        self.finding(path, &compared, place)
+        let mut finding = self.finding(path, &compared, place)?;
+        finding.figures["layer_by_layer"] = json!(layers);
+        Ok(finding)
     }
 
     /// The head slices, each on its own rows of the vocabulary, over the reference's last hidden rows.
@@ -168,7 +283,7 @@ impl Judge<'_> {
             };
             let part: Vec<f32> = found.chunks_exact(c.vocab).flat_map(|row| &row[range.clone()]).copied().collect();
             let (tight, cost) = (own.model.head_rows(rows, range.clone())?, source.head_rows(rows, range.clone())?);
-            let (tight, cost) = (per_token(&part, &tight, range.len()), per_token(&part, &cost, range.len()));
+            let (tight, cost) = (per_row(&part, &tight, range.len()), per_row(&part, &cost, range.len()));
             let comparison = Comparison { pass: "head", tight, cost };
             findings.push(self.finding(&slice.path, &[comparison], || Ok(None))?);
         }
@@ -185,8 +300,10 @@ impl Judge<'_> {
         let tight = worst(compared.iter().flat_map(|c| &c.tight));
         let cost = worst(compared.iter().flat_map(|c| &c.cost));
         let n = compared[0].tight.len();
-        let sample =
-            if self.options.positions.is_some() { format!("; a sample of {n} positions") } else { String::new() };
+        let sample = match self.windows.len() {
+            1 => String::new(),
+            _ => "; a sample: zeros in the cache between first, middle and last positions".to_owned(),
+        };
         let summary = format!(
             "program: cosine {:.7}, relative rmse {:.1e}; with quantisation: cosine {:.6}, relative rmse {:.1e}{sample}",
             tight.cosine, tight.relative_rmse, cost.cosine, cost.relative_rmse
@@ -218,25 +335,34 @@ impl Judge<'_> {
     }
 }
 
-/// Figures of each token's row.
-fn per_token(found: &[f32], expected: &[f32], width: usize) -> Vec<Figures> {
-    found.chunks_exact(width).zip(expected.chunks_exact(width)).map(|(f, e)| Figures::of(f, e)).collect()
+/// The figures of one position.
+#[derive(Clone, Copy, Serialize)]
+struct At {
+    position: usize,
+    #[serde(flatten)]
+    figures: Figures,
 }
 
-fn worst<'a>(all: impl Iterator<Item = &'a Figures>) -> Figures {
-    all.copied().fold(Figures::EQUAL, Figures::worst)
+/// Figures of rows that lie one after another from position 0.
+fn per_row(found: &[f32], expected: &[f32], width: usize) -> Vec<At> {
+    let rows = found.chunks_exact(width).zip(expected.chunks_exact(width)).enumerate();
+    rows.map(|(position, (f, e))| At { position, figures: Figures::of(f, e) }).collect()
+}
+
+fn worst<'a>(all: impl Iterator<Item = &'a At>) -> Figures {
+    all.map(|at| at.figures).fold(Figures::EQUAL, Figures::worst)
 }
 
 /// One pass over the rows, and what two references say of each.
 struct Comparison {
     pass: &'static str,
-    tight: Vec<Figures>,
-    cost: Vec<Figures>,
+    tight: Vec<At>,
+    cost: Vec<At>,
 }
 
 impl Comparison {
-    fn first_out(all: &[Figures], bounds: &Bounds) -> Option<usize> {
-        all.iter().position(|f| !f.within(bounds))
+    fn first_out(all: &[At], bounds: &Bounds) -> Option<usize> {
+        all.iter().find(|at| !at.figures.within(bounds)).map(|at| at.position)
     }
 
     /// The first position where the program is wrong.
@@ -250,9 +376,13 @@ impl Comparison {
     }
 
     fn json(&self, per_token: bool) -> Value {
-        let n = self.tight.len();
-        let places = [("first", 0), ("middle", n / 2), ("last", n - 1)];
-        let at = |all: &[Figures]| places.map(|(name, i)| json!({"place": name, "position": i, "figures": all[i]}));
+        let context = self.tight[self.tight.len() - 1].position + 1;
+        let at = |all: &[At]| {
+            places(context).map(|(name, position)| {
+                let figures = all.iter().find(|at| at.position == position).map(|at| at.figures);
+                json!({"place": name, "position": position, "figures": figures})
+            })
+        };
         let mut value = json!({"pass": self.pass, "tight": at(&self.tight), "cost": at(&self.cost)});
         if per_token {
             value["tokens"] = json!({"tight": self.tight, "cost": self.cost});

@@ -4,6 +4,7 @@
 //! script. It shows what evidence says and no more: a verdict with what it was seen on, a chart only where there are figures,
 //! and a sentence where there are none.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::io;
 use std::path::Path;
@@ -15,7 +16,7 @@ use serde_json::Value;
 
 use crate::journal::{self, Entry};
 use crate::verdict::{Finding, Verdict};
-use crate::{evidence, range_golden, residency};
+use crate::{evidence, probe, range_golden, residency};
 
 /// Renders the page of the bundle in `folder`.
 ///
@@ -40,6 +41,8 @@ pub fn render(folder: &Path, manifest: &Manifest) -> io::Result<String> {
         summary: summary(&findings),
         gates: gates(&findings),
         cosines: cosines(manifest, &findings),
+        layers: layers(&findings),
+        probe: probed(&findings),
         headroom: headroom(&findings),
         placement: placement(&findings),
         timings: timings(&findings),
@@ -65,6 +68,8 @@ struct Page<'a> {
     summary: Vec<(Verdict, usize)>,
     gates: Vec<Gate>,
     cosines: Option<Chart>,
+    layers: Option<Chart>,
+    probe: Option<Probe>,
     headroom: Option<Chart>,
     placement: Vec<Placement>,
     timings: Vec<(String, String, String)>,
@@ -84,6 +89,23 @@ struct Chart {
     svg: String,
     rows: Vec<Vec<String>>,
     note: String,
+}
+
+/// What the contract probe tried.
+struct Probe {
+    verdict: Verdict,
+    message: String,
+    rows: Vec<Tried>,
+}
+
+/// One neighbour of the contract.
+struct Tried {
+    name: String,
+    doubt: String,
+    surprise: String,
+    better: String,
+    prompts: u64,
+    judged: bool,
 }
 
 /// One package's predicted placement.
@@ -197,7 +219,8 @@ fn topology(manifest: &Manifest) -> String {
         manifest.layers.len()
     );
     row(26.0, &layers, &manifest.layers, "layers", "layers");
-    let head = format!("{} rows of the head in {} slices", manifest.contract.vocab, manifest.head.len());
+    let slices = if manifest.head.len() == 1 { "slice" } else { "slices" };
+    let head = format!("{} rows of the head in {} {slices}", manifest.contract.vocab, manifest.head.len());
     row(112.0, &head, &manifest.head, "head", "rows");
     svg.push_str("</svg>");
     svg
@@ -319,10 +342,61 @@ fn cosines(manifest: &Manifest, findings: &[Finding]) -> Option<Chart> {
     if rows.is_empty() {
         return None;
     }
-    let tick = |d: i32| format!("{:.*}", d.unsigned_abs() as usize, 1.0 - 10f64.powi(d));
-    let svg = Bars { decades: (-9, -1), tick: &tick }.draw(&bars, "Distance of each package's worst cosine from 1");
+    let svg =
+        Bars { decades: (-9, -1), tick: &cosine_tick }.draw(&bars, "Distance of each package's worst cosine from 1");
     let note = "The worst token of each package; the axis is the cosine, on a scale of its distance from 1. Shorter is closer.";
     Some(Chart { svg, rows, note: note.into() })
+}
+
+/// `1 - cosine` of each layer's output on the shard's own weights, the worst of the three places.
+fn layers(findings: &[Finding]) -> Option<Chart> {
+    let mut all: BTreeMap<u64, Vec<(u64, f64)>> = BTreeMap::new();
+    let of = |f: &Finding| f.figures["layer_by_layer"].as_array().cloned().unwrap_or_default();
+    for entry in findings.iter().filter(|f| f.gate == range_golden::NAME).flat_map(of) {
+        let (Some(layer), Some(position)) = (entry["layer"].as_u64(), entry["position"].as_u64()) else { continue };
+        // A cosine that is no number is written as null, and is the worst there is.
+        all.entry(layer).or_default().push((position, entry["figures"]["cosine"].as_f64().unwrap_or(0.0)));
+    }
+    if all.is_empty() {
+        return None;
+    }
+    let worst = |places: &[(u64, f64)]| places.iter().map(|(_, cosine)| 1.0 - cosine).fold(0.0, f64::max);
+    let bars: Vec<_> = all.iter().map(|(n, places)| (format!("layer {n}"), vec![("tight", worst(places))])).collect();
+    let rows = all.iter().map(|(n, places)| {
+        let at = |(position, cosine): &(u64, f64)| format!("{cosine:.8} at {position}");
+        vec![n.to_string(), places.iter().map(at).collect::<Vec<_>>().join(", ")]
+    });
+    let rows = rows.collect();
+    let svg =
+        Bars { decades: (-9, -1), tick: &cosine_tick }.draw(&bars, "Distance of each layer's worst cosine from 1");
+    let note = "The output of every layer on its way through its package, on the package’s own weights: the worst of the first \
+                position, the middle of the context and the last.";
+    Some(Chart { svg, rows, note: note.into() })
+}
+
+/// The axis of a distance from 1, as the cosine that it is.
+fn cosine_tick(decade: i32) -> String {
+    format!("{:.*}", decade.unsigned_abs() as usize, 1.0 - 10f64.powi(decade))
+}
+
+/// Everything that the contract probe tried, what it is judged by before what it is not.
+fn probed(findings: &[Finding]) -> Option<Probe> {
+    let finding = findings.iter().find(|f| f.gate == probe::NAME && f.figures["neighbours"].is_array())?;
+    let nats = |v: &Value| v.as_f64().map_or_else(|| "–".to_owned(), |v| format!("{v:+.3}"));
+    let tried = |list: &str, judged: bool| -> Vec<Tried> {
+        let of = |v: &Value| Tried {
+            name: v["name"].as_str().unwrap_or_default().to_owned(),
+            doubt: nats(&v["doubt"]),
+            surprise: nats(&v["surprise"]),
+            better: v["better"].as_f64().map_or_else(String::new, |v| format!("{:.0}%", 100.0 * v)),
+            prompts: v["prompts"].as_u64().unwrap_or(0),
+            judged,
+        };
+        finding.figures[list].as_array().into_iter().flatten().map(of).collect()
+    };
+    let mut rows = tried("neighbours", true);
+    rows.extend(tried("unjudged", false));
+    Some(Probe { verdict: finding.verdict, message: finding.message.clone(), rows })
 }
 
 /// How near each layer's largest magnitude comes to where fp16 ends, on the oldest chip: figures named `layers` that carry a
@@ -417,6 +491,23 @@ mod tests {
         assert_eq!(chart.rows, [["0", "blk_0_<x>", "20.0x"], ["1", "blk_1_gated", "0.5x"]]);
         assert_eq!(chart.svg.matches(r#"class="bad""#).count(), 1);
         assert!(!chart.svg.contains("<x>"));
+    }
+
+    #[test]
+    fn layers_show_their_worst_place_and_the_probe_shows_what_it_is_not_judged_by() {
+        assert!(layers(&[finding(Value::Null)]).is_none() && probed(&[finding(Value::Null)]).is_none());
+        let at = |layer: u64, position: u64, cosine: f64| json!({"layer": layer, "position": position, "figures": {"cosine": cosine}});
+        let figures = json!({"layer_by_layer": [at(1, 0, 0.5), at(1, 9, 0.999), at(0, 0, f64::NAN)]});
+        let golden = Finding { gate: range_golden::NAME.into(), ..finding(figures) };
+        let chart = layers(&[golden]).unwrap();
+        assert_eq!(chart.rows[1], ["1", "0.50000000 at 0, 0.99900000 at 9"]);
+        assert!(chart.svg.contains("layer 0: 1.000e0") && chart.svg.contains("layer 1: 5.000e-1"));
+
+        let tried = |name: &str| json!([{"name": name, "doubt": -0.25, "surprise": null, "better": 0.5, "prompts": 3}]);
+        let figures = json!({"neighbours": tried("rope.dim = 96"), "unjudged": tried("eps x 10")});
+        let shown = probed(&[Finding { gate: probe::NAME.into(), ..finding(figures) }]).unwrap();
+        assert_eq!((shown.rows[0].judged, shown.rows[1].judged), (true, false));
+        assert_eq!((shown.rows[0].doubt.as_str(), shown.rows[0].surprise.as_str()), ("-0.250", "–"));
     }
 
     #[test]

@@ -7,11 +7,11 @@
 
 use anemone_bundle::Manifest;
 use anemone_bundle::contract::{Contract, Scaling, WeightMode};
-use anemone_bundle::layout;
+use anemone_bundle::layout::{self, EMBEDDING};
 use serde_json::{Map, Value, json};
 
 use crate::verdict::{Finding, Verdict};
-use crate::{compile, contract, range_golden};
+use crate::{compile, contract, range_golden, stack_golden, weights};
 
 /// `artifacts_version` that the runtime knows.
 const VERSION: u64 = 1;
@@ -109,9 +109,16 @@ pub fn unproven(manifest: &Manifest, findings: &[Finding]) -> Vec<String> {
     ask(contract::NAME, &contract_parts, &[Verdict::Passed]);
     ask(compile::NAME, &packages, &[Verdict::Passed, Verdict::WellFormed]);
     ask(range_golden::NAME, &packages, &[Verdict::Passed]);
+    let stored: Vec<&str> = packages.iter().copied().chain([EMBEDDING]).collect();
+    ask(weights::NAME, &stored, &[Verdict::Passed]);
+    // Every shard may be right by itself and the chain wrong: at least one prompt has to have gone through all of them.
+    if !findings.iter().any(|f| f.gate == stack_golden::NAME && f.verdict == Verdict::Passed) {
+        missing.push(format!("gate {}, a prompt: not passed on this bundle", stack_golden::NAME));
+    }
     // Any other gate that ran and failed counts against it too.
     let others = findings.iter().filter(|f| f.verdict == Verdict::Failed);
-    let others = others.filter(|f| ![contract::NAME, compile::NAME, range_golden::NAME].contains(&f.gate.as_str()));
+    let asked = [contract::NAME, compile::NAME, range_golden::NAME, weights::NAME];
+    let others = others.filter(|f| !asked.contains(&f.gate.as_str()));
     missing.extend(others.map(|f| format!("gate {}, {}: failed", f.gate, f.subject)));
     missing
 }

@@ -87,6 +87,9 @@ fn finding(subject: &Subject, path: &str, worst: Result<Worst, Error>) -> Findin
                 json!({"rows": w.rows, "rows_out": w.out, "worst": w.place, "error": w.error, "allowed": w.allowed});
             let at = format!("{} is off by {:.2e}, and its encoding allows {:.2e}", w.place, w.error, w.allowed);
             match w.out {
+                0 if w.place.is_empty() => {
+                    (Verdict::Passed, format!("{} rows are the source's to the bit", w.rows), figures)
+                }
                 0 => (Verdict::Passed, format!("{} rows are the source's; the worst: {at}", w.rows), figures),
                 out => (Verdict::Failed, format!("{out} of {} rows are not the source's; {at}", w.rows), figures),
             }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use anemone_chat::{ChatTemplate, Tokenizer, Voice};
 use anemone_gate::Verdict;
-use anemone_gate::probe::{Outcome, neighbours, probe};
+use anemone_gate::probe::{Neighbour, Outcome, neighbours, probe, unjudged};
 use anemone_gate::prompts::{self, Prompt};
 use anemone_gguf::Gguf;
 use anemone_gguf::writer::Writer;
@@ -36,10 +36,10 @@ fn trained(count: usize) -> Vec<Prompt> {
 }
 
 fn run(model: &Model, base: f64, prompts: &[Prompt], stop: u32) -> Outcome {
-    let all = neighbours(&model.hypothesis(), model.hyperparameters(), base);
-    let outcome = probe(model, &all, prompts, &|id| id == stop, |_| {}).unwrap();
+    let all = neighbours(model, base);
+    let outcome = probe(model, &all, &unjudged(model), prompts, &|id| id == stop, |_| {}).unwrap();
     println!("{}: {}", outcome.verdict.name(), outcome.message);
-    for c in outcome.neighbours.iter().take(4) {
+    for c in outcome.neighbours.iter().take(4).chain(&outcome.unjudged) {
         println!(
             "    {} doubt {:+.3} surprise {:+.3?} better {:.2} of {}",
             c.name, c.doubt, c.surprise, c.better, c.prompts
@@ -73,12 +73,12 @@ fn few_wrong_contracts_of_the_miniature_go_unnoticed() {
     let prompts = trained(8);
     right.forward_last(&prompts[0].ids, &mut right.cache()).unwrap(); // loads what the others share
     let (mut tried, mut refused, mut passed) = (0, 0, Vec::new());
-    for wrong in neighbours(&right.hypothesis(), right.hyperparameters(), 1e4) {
+    for wrong in neighbours(&right, 1e4) {
         let declared = right.under(wrong.hypothesis.clone()).unwrap();
-        let mut all = neighbours(&wrong.hypothesis, right.hyperparameters(), 1e4);
+        let mut all = neighbours(&declared, 1e4);
         all.retain(|n| !same(&n.hypothesis, &right.hypothesis()));
-        all.push(anemone_gate::probe::Neighbour { name: "the right one".into(), hypothesis: right.hypothesis() });
-        let outcome = probe(&declared, &all, &prompts, &|id| id == 1008, |_| {}).unwrap();
+        all.push(Neighbour { name: "the right one".into(), hypothesis: right.hypothesis() });
+        let outcome = probe(&declared, &all, &[], &prompts, &|id| id == 1008, |_| {}).unwrap();
         tried += 1;
         println!("{}: {}", wrong.name, outcome.message);
         match outcome.verdict {
@@ -90,6 +90,37 @@ fn few_wrong_contracts_of_the_miniature_go_unnoticed() {
     println!("{refused} of {tried} wrong contracts refused naming the right one, {} passed: {passed:?}", passed.len());
     assert!(passed.is_empty(), "passed: {passed:?}");
     assert!(refused * 10 >= tried * 8, "only {refused} of {tried} were refused");
+}
+
+/// With longrope's factors in the file, a context on the wrong side of the original one runs under the other set.
+#[test]
+fn the_other_set_of_longrope_factors_is_a_neighbour() {
+    let gguf = || Arc::new(Gguf::open(fixture("longrope/longrope-f16.gguf")).unwrap());
+    for (context, other) in [(64, "rope factors = long"), (256, "rope factors = short")] {
+        let model = Model::open(gguf(), Options::new(context)).unwrap();
+        let elsewhere = Model::open(gguf(), Options::new(320 - context)).unwrap();
+        let all = neighbours(&model, 1e4);
+        let found = all.iter().find(|n| n.name == other).unwrap();
+        assert_eq!(found.hypothesis.rope.frequencies, elsewhere.rope().frequencies);
+        assert!(all.iter().any(|n| n.name == "rope scaling off") && all.iter().any(|n| n.name == "rope.base = 1000"));
+        assert!(all.iter().all(|n| !n.name.starts_with("rope.dim")), "factors belong to their number of pairs");
+    }
+}
+
+/// Losing eps or misjudging the logits' scale is shown beside the verdict and has no part in it.
+#[test]
+fn eps_and_the_scale_of_logits_are_reported_and_not_judged() {
+    let model = model(Gguf::open(fixture("miniature/miniature-f16.gguf")).unwrap());
+    let outcome = run(&model, 1e4, &trained(3), 1008);
+    assert_eq!(outcome.verdict, Verdict::Passed);
+    let of = |name: &str| outcome.unjudged.iter().find(|c| c.name == name).unwrap();
+    assert!(of("eps / 10").doubt.abs() < 0.01 && of("eps x 10").doubt.abs() < 0.05, "norms' eps does not show");
+    assert!(of("logits doubled").doubt > 0.0 && of("logits halved").doubt < 0.0, "sharper logits look surer");
+    assert_eq!(outcome.unjudged.len(), 4);
+    let declared = model.hypothesis();
+    assert!(neighbours(&model, 1e4).iter().all(|n| {
+        n.hypothesis.eps == declared.eps && n.hypothesis.variant.logit_scale == declared.variant.logit_scale
+    }));
 }
 
 #[test]
@@ -107,5 +138,6 @@ fn smollm2_passes_and_its_patched_width_is_refused_naming_64() {
     assert_eq!(refused.verdict, Verdict::Failed);
     assert!(refused.message.contains("rope.dim = 64"), "{}", refused.message);
     drop(wrong);
-    assert_eq!(run(&model(right), base, &prompts, 2).verdict, Verdict::Passed);
+    let passed = run(&model(right), base, &prompts, 2);
+    assert_eq!(passed.verdict, Verdict::Passed, "{}", passed.message);
 }

@@ -22,6 +22,8 @@ pub struct Hypothesis {
 pub struct Variant {
     /// Multiplies each row of the embedding.
     pub embedding_scale: f32,
+    /// Multiplies every logit.
+    pub logit_scale: f32,
     /// Added to every weight of every norm: 1 where a file stores them less one.
     pub norm_offset: f32,
     /// Whether what is stored as the gate is what is gated, and the other way round.
@@ -33,5 +35,5 @@ pub struct Variant {
 impl Variant {
     /// What the architectures here are.
     pub const DECLARED: Variant =
-        Variant { embedding_scale: 1.0, norm_offset: 0.0, gate_is_up: false, kv_round_robin: false };
+        Variant { embedding_scale: 1.0, logit_scale: 1.0, norm_offset: 0.0, gate_is_up: false, kv_round_robin: false };
 }

@@ -33,6 +33,6 @@ pub use error::Error;
 pub use hyperparameters::{Architecture, Hyperparameters};
 pub use hypothesis::{Hypothesis, Variant};
 pub use model::{Cache, Model, Options};
-pub use rope::{Pairing, Rope};
+pub use rope::{FactorSet, Pairing, Rope};
 pub use stage::{Stage, Tap};
 pub use weights::{Form, Part, Weight, Weights};

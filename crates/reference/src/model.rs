@@ -9,7 +9,7 @@ use anemone_gguf::Gguf;
 use crate::layer::{Layer, Terms, load_rows, norm};
 use crate::math::Linear;
 use crate::weights::{Size, Source};
-use crate::{Error, Form, Hyperparameters, Hypothesis, Pairing, Rope, Stage, Tap, Variant, Weight, Weights};
+use crate::{Error, FactorSet, Form, Hyperparameters, Hypothesis, Pairing, Rope, Stage, Tap, Variant, Weight, Weights};
 
 /// What the caller decides.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -32,6 +32,7 @@ impl Options {
 pub struct Model {
     hyper: Hyperparameters,
     rope: Rope,
+    other_factors: Option<(FactorSet, Rope)>,
     variant: Variant,
     weights: Arc<dyn Weights>,
     sizes: BTreeMap<Weight, Size>,
@@ -70,6 +71,16 @@ impl Cache {
         self.layers.get(layer).map_or(&[], |cache| &cache.values)
     }
 
+    /// Has every layer see zeros up to `positions`, where it has seen less: what a runtime's fresh state holds, for who looks at a
+    /// position without what came before it.
+    pub fn pad(&mut self, positions: usize) {
+        let len = positions.saturating_mul(self.kv_rows);
+        for cache in &mut self.layers {
+            cache.keys.resize(cache.keys.len().max(len), 0.0);
+            cache.values.resize(cache.values.len().max(len), 0.0);
+        }
+    }
+
     /// Forgets all positions from `positions` on.
     pub fn truncate(&mut self, positions: usize) {
         let len = positions.saturating_mul(self.kv_rows);
@@ -95,10 +106,10 @@ impl Model {
             return Err(Error::Key { key, problem });
         }
         let mut used = Vec::new();
-        let rope = Rope::read(&gguf, &hyper, options.context, &mut used)?;
+        let (rope, other_factors) = Rope::read(&gguf, &hyper, options.context, &mut used)?;
         let source = Source::new(gguf, &hyper, used)?;
         let sizes = source.sizes();
-        Ok(Model::assemble(hyper, rope, Arc::new(source), sizes, options))
+        Ok(Model { other_factors, ..Model::assemble(hyper, rope, Arc::new(source), sizes, options) })
     }
 
     fn assemble(
@@ -109,7 +120,17 @@ impl Model {
         options: Options,
     ) -> Model {
         let layers = (0..hyper.layers).map(|_| OnceLock::new()).collect();
-        Model { hyper, rope, variant: Variant::DECLARED, weights, sizes, options, layers, head: OnceLock::new() }
+        Model {
+            hyper,
+            rope,
+            other_factors: None,
+            variant: Variant::DECLARED,
+            weights,
+            sizes,
+            options,
+            layers,
+            head: OnceLock::new(),
+        }
     }
 
     /// The same model on other weights. It asks for the weights that the file has, in the sizes that the file has.
@@ -139,6 +160,7 @@ impl Model {
         Ok(Model {
             hyper: Hyperparameters { eps, rope_dim: 2 * rope.frequencies.len(), ..self.hyper.clone() },
             rope,
+            other_factors: self.other_factors.clone(),
             variant,
             weights: Arc::clone(&self.weights),
             sizes: self.sizes.clone(),
@@ -160,6 +182,12 @@ impl Model {
     /// The rotation in effect.
     pub fn rope(&self) -> &Rope {
         &self.rope
+    }
+
+    /// The rotation under the set of longrope's factors that the context does not call for, where the file has two: a neighbour
+    /// to be tried, never what the model runs under.
+    pub fn other_factors(&self) -> Option<(FactorSet, &Rope)> {
+        self.other_factors.as_ref().map(|(set, rope)| (*set, rope))
     }
 
     /// The number of tokens: the rows of the embedding and of the head.
@@ -264,7 +292,9 @@ impl Model {
         let vocabulary = self.vocabulary();
         if self.options.keep_weights {
             let whole = keep(&self.head, || self.head_slice(0..vocabulary))?;
-            return Ok(whole.apply(&self.output_norm(hidden)?));
+            let mut logits = whole.apply(&self.output_norm(hidden)?);
+            logits.iter_mut().for_each(|v| *v *= self.variant.logit_scale);
+            return Ok(logits);
         }
         self.head_rows(hidden, 0..vocabulary)
     }
@@ -284,6 +314,7 @@ impl Model {
                 logits[first - range.start..][..linear.rows].copy_from_slice(part);
             }
         }
+        logits.iter_mut().for_each(|v| *v *= self.variant.logit_scale);
         Ok(logits)
     }
 

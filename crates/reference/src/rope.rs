@@ -36,6 +36,15 @@ pub enum Pairing {
     Interleaved,
 }
 
+/// Longrope's two sets of factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FactorSet {
+    /// For contexts up to the original one.
+    Short,
+    /// For longer ones.
+    Long,
+}
+
 /// The rotation of one model in one context.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rope {
@@ -48,13 +57,14 @@ pub struct Rope {
 }
 
 impl Rope {
-    /// Reads keys and factor tensors. The names of the tensors that it has seen to go to `used`.
+    /// Reads keys and factor tensors. The names of the tensors that it has seen to go to `used`. Where longrope has two sets of
+    /// factors, the rotation under the set that this context does *not* call for is the second result.
     pub(crate) fn read(
         gguf: &Gguf,
         hyper: &Hyperparameters,
         context: usize,
         used: &mut Vec<String>,
-    ) -> Result<Rope, Error> {
+    ) -> Result<(Rope, Option<(FactorSet, Rope)>), Error> {
         let keys = Keys { metadata: gguf.metadata(), architecture: hyper.architecture };
         let (base, scale) = (f64::from(rope_base(&keys)?), linear_scale(&keys)?);
         let pairs = hyper.rope_dim / 2;
@@ -81,15 +91,18 @@ impl Rope {
 
         let longrope = short.is_some() || long.is_some();
         check_type(&keys, longrope)?;
-        let (factors, attention_factor) = match (short, long, plain) {
+        let (factors, attention_factor, other) = match (short, long, plain) {
             (Some(short), Some(long), None) => {
                 let original = keys.count("rope.scaling.original_context_length")?;
-                let factors = if context <= original { short } else { long };
-                (factors, longrope_attention_factor(&keys, hyper.context, original)?)
+                let attention_factor = longrope_attention_factor(&keys, hyper.context, original)?;
+                match context <= original {
+                    true => (short, attention_factor, Some((FactorSet::Long, long))),
+                    false => (long, attention_factor, Some((FactorSet::Short, short))),
+                }
             }
             (None, None, plain) => {
                 let factor = keys.optional_positive("rope.scaling.attn_factor")?.unwrap_or(1.0);
-                (plain.unwrap_or_else(|| vec![1.0; pairs]), f64::from(factor))
+                (plain.unwrap_or_else(|| vec![1.0; pairs]), f64::from(factor), None)
             }
             (Some(_), Some(_), Some(_)) => {
                 return Err(Error::Unsupported("`rope_freqs.weight` beside longrope factors".into()));
@@ -99,14 +112,15 @@ impl Rope {
 
         let exponent = |i: usize| -2.0 * i as f64 / hyper.rope_dim as f64;
         let frequency = |(i, factor): (usize, &f32)| base.powf(exponent(i)) / (scale * f64::from(*factor));
-        Ok(Rope {
-            frequencies: factors.iter().enumerate().map(frequency).collect(),
-            attention_factor,
-            pairing: match hyper.architecture {
-                Architecture::Llama => Pairing::Interleaved,
-                Architecture::Phi3 => Pairing::HalfSplit,
-            },
-        })
+        let pairing = match hyper.architecture {
+            Architecture::Llama => Pairing::Interleaved,
+            Architecture::Phi3 => Pairing::HalfSplit,
+        };
+        let rope = |factors: &[f32]| {
+            let frequencies = factors.iter().enumerate().map(frequency).collect();
+            Rope { frequencies, attention_factor, pairing }
+        };
+        Ok((rope(&factors), other.map(|(set, factors)| (set, rope(&factors)))))
     }
 
     /// Cosine and sine of every pair at `position`, without the attention factor: what a host's rotary tables hold.

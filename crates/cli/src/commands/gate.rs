@@ -79,7 +79,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let gates = if args.only.is_empty() { by_default.collect() } else { args.only.clone() };
     let findings = judge(&subject, &gates, args.target.target(), &args.proof, &args.runtime, ui)?;
     evidence::append(&args.bundle, &findings).with_context(|| format!("{}: evidence", args.bundle.display()))?;
-    journal::record(&args.bundle, &findings)?;
+    journal::record(&args.bundle, &subject.manifest, &findings)?;
     if let Some(path) = &args.json {
         let text = serde_json::to_vec_pretty(&findings)?;
         std::fs::File::create(path).and_then(|mut f| f.write_all(&text)).with_context(|| path.display().to_string())?;
@@ -132,7 +132,14 @@ pub fn show(findings: &[Finding]) {
         vec![f.gate.clone(), f.subject.clone(), f.verdict.name().to_owned(), message]
     };
     ui::table(&["gate", "part", "verdict", "finding"], &findings.iter().map(row).collect::<Vec<_>>());
-    if let Some(seen) = findings.iter().map(|f| f.measured_on.as_str()).max_by_key(|m| m.len()) {
-        println!("\nmeasured on: {seen}");
+    // Each gate has its own: a prediction was seen on nothing.
+    let mut seen: Vec<(&str, &str)> = findings.iter().map(|f| (f.gate.as_str(), f.measured_on.as_str())).collect();
+    seen.dedup();
+    if !seen.is_empty() {
+        println!();
+    }
+    for same in seen.chunk_by(|a, b| a.1 == b.1) {
+        let gates: Vec<&str> = same.iter().map(|(gate, _)| *gate).collect();
+        println!("measured on {}: {}", same[0].1, gates.join(", "));
     }
 }

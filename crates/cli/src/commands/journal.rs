@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anemone_bundle::Manifest;
-use anemone_gate::Finding;
 use anemone_gate::journal::{self, Entry, Heading, Line};
+use anemone_gate::{Finding, Verdict, evidence, runtime_meta};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 
@@ -67,23 +67,51 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-/// A line for what gates found: how often each verdict, and every failure's first line.
-pub fn record(bundle: &Path, findings: &[Finding]) -> Result<()> {
+/// Lines for what gates found: how often each verdict, with the worst figures; what failed or decided nothing, as a surprise; and what
+/// the bundle's evidence lacks before it may be exported.
+pub fn record(bundle: &Path, manifest: &Manifest, findings: &[Finding]) -> Result<()> {
     let Some(first) = findings.first() else { return Ok(()) };
     let mut counts: BTreeMap<&str, BTreeMap<&str, usize>> = BTreeMap::new();
     for f in findings {
         *counts.entry(&f.gate).or_default().entry(f.verdict.name()).or_default() += 1;
     }
-    let mut lines: Vec<String> = Vec::new();
+    let mut outcome = Vec::new();
     for (gate, verdicts) in counts {
         let verdicts: Vec<String> = verdicts.iter().map(|(verdict, n)| format!("{n} {verdict}")).collect();
-        lines.push(format!("{gate}: {}", verdicts.join(", ")));
-        let failed = findings.iter().filter(|f| f.gate == gate && f.verdict == anemone_gate::Verdict::Failed);
-        lines.extend(failed.map(|f| format!("  {}: {}", f.subject, f.message.lines().next().unwrap_or(""))));
+        let of = || findings.iter().filter(|f| f.gate == gate);
+        let worst = |against: &str| {
+            let all = of().filter_map(|f| f.figures[against]["worst"]["relative_rmse"].as_f64());
+            all.fold(None, |worst: Option<f64>, v| Some(worst.map_or(v, |w| w.max(v))))
+        };
+        let figures = match (worst("tight"), worst("cost")) {
+            (Some(tight), Some(cost)) => {
+                format!("; worst relative rmse {tight:.1e}, with quantisation {cost:.1e} ({})", first_seen(of()))
+            }
+            _ => String::new(),
+        };
+        outcome.push(format!("{gate}: {}{figures}", verdicts.join(", ")));
     }
+    let surprising = |f: &&Finding| matches!(f.verdict, Verdict::Failed | Verdict::Inconclusive);
+    let line = |f: &Finding| format!("{}, {}: {}", f.gate, f.subject, f.message.lines().next().unwrap_or(""));
+    let surprises: Vec<String> = findings.iter().filter(surprising).map(line).collect();
+    let mut missing = runtime_meta::unproven(manifest, &evidence::latest(bundle, &first.bundle)?);
+    const SHOWN: usize = 4;
+    let more = missing.len().saturating_sub(SHOWN);
+    missing.truncate(SHOWN);
+    if more > 0 {
+        missing.push(format!("and {more} more"));
+    }
+    let paragraphs = [(Heading::Result, outcome), (Heading::Surprise, surprises), (Heading::Next, missing)];
+    let written = paragraphs.into_iter().filter(|(_, text)| !text.is_empty());
+    let lines: Vec<Line> =
+        written.map(|(heading, text)| Line::now(heading, text.join("\n"), Some(&first.bundle))).collect();
     let path = journal::of_bundle(bundle);
-    let line = Line::now(Heading::Result, lines.join("\n"), Some(&first.bundle));
-    journal::append(&path, &[line]).with_context(|| path.display().to_string())
+    journal::append(&path, &lines).with_context(|| path.display().to_string())
+}
+
+/// What the first of these was seen on.
+fn first_seen<'a>(mut findings: impl Iterator<Item = &'a Finding>) -> &'a str {
+    findings.next().map_or("", |f| f.measured_on.as_str())
 }
 
 fn list(entries: &[Entry]) {

@@ -30,7 +30,8 @@ pub struct ProofArgs {
     /// model; a narrow one has to be asked what it knows.
     #[arg(long, value_name = "FILE")]
     pub probe_prompts: Option<PathBuf>,
-    /// Positions that the range golden fills, for models where the whole context takes too long. Default: all.
+    /// Positions that the range golden fills, a third each at the beginning, in the middle and at the end of the context, for models
+    /// where the whole context takes too long. Default: all.
     #[arg(long, value_name = "POSITIONS")]
     pub sample: Option<usize>,
     /// Keep the figures of every token of the range golden, not only of the first, middle, last and worst.
@@ -79,7 +80,7 @@ impl ProofArgs {
             Gate::RangeGolden => {
                 let bar = ui.steps(subject.manifest.layers.len() as u64);
                 bar.doing("range golden");
-                let options = range_golden::Options { positions: self.sample, per_token: self.per_token };
+                let options = range_golden::Options { sample: self.sample, per_token: self.per_token };
                 range_golden::judge(subject, &run, options, |_| bar.advance(1))?
             }
             Gate::StackGolden => {
