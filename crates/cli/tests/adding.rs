@@ -55,7 +55,13 @@ fn machinery_names_no_op_but_those_that_are_unlike_all_others() {
     };
     let mut wrong = Vec::new();
     for (file, code) in sources(&["mil", "exec"]) {
-        let home = ["crates/mil/src/ops/", "crates/exec/src/portable/kernels/", "crates/mil/src/testing.rs"];
+        // The fast runtime recognises groups of ops; what its rules do not know runs one by one.
+        let home = [
+            "crates/mil/src/ops/",
+            "crates/mil/src/testing.rs",
+            "crates/exec/src/portable/kernels/",
+            "crates/exec/src/fast/",
+        ];
         if home.iter().any(|home| file.starts_with(home)) {
             continue;
         }

@@ -418,3 +418,52 @@ pub fn judge(
     });
     Ok(finding)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Doubt and surprise less than declared, and the part of the prompts on which that is better.
+    fn compared(figures: &[(f64, f64, f64)]) -> Vec<Comparison> {
+        let of = |&(doubt, surprise, better): &(f64, f64, f64)| Comparison {
+            name: "a neighbour".into(),
+            prompts: 12,
+            doubt,
+            left: 1.0,
+            surprise: Some(surprise),
+            better,
+        };
+        figures.iter().map(of).collect()
+    }
+
+    /// What SmolLM2's right contract and its fourteen neighbours were measured at over the built-in prompts (`docs/gates.md`).
+    #[test]
+    fn the_figures_of_a_general_model_pass_and_worse_ones_decide_nothing() {
+        let neighbours = compared(&[
+            (-0.009, -0.006, 0.33),
+            (-0.061, 0.023, 0.33),
+            (-0.094, -0.019, 0.33),
+            (-0.195, -0.021, 0.25),
+            (-0.380, 0.067, 0.67),
+            (-2.125, -1.587, 0.0),
+            (-1.589, -2.192, 0.0),
+            (-1.588, -2.903, 0.0),
+            (-0.518, -4.089, 0.0),
+            (-1.194, -4.410, 0.0),
+            (-3.524, -3.889, 0.0),
+            (-4.106, -8.299, 0.0),
+            (0.552, -21.847, 0.0),
+            (-1.690, -21.822, 0.0),
+        ]);
+        let own = |doubt| Reading { doubt, surprise: Some(1.17) };
+        let (verdict, message) = decide(own(1.5009), &neighbours, 12);
+        assert_eq!(verdict, Verdict::Passed, "{message}");
+        assert!(message.contains("10 clearly worse"), "{message}");
+        // As doubtful as it is under the patched width.
+        let (verdict, message) = decide(own(3.72), &neighbours, 12);
+        assert!(verdict == Verdict::Inconclusive && message.contains("doubtful"), "{message}");
+        // Prompts that tell contracts hardly apart.
+        let (verdict, message) = decide(own(1.5009), &neighbours[..7], 12);
+        assert!(verdict == Verdict::Inconclusive && message.contains("only 3 neighbours"), "{message}");
+    }
+}
