@@ -135,6 +135,39 @@ fn a_resumed_build_does_not_take_over_a_damaged_piece_or_another_request() {
     assert!(files(&target) == undisturbed, "a piece of another request was taken over");
 }
 
+/// Copies everything below `from` into `to`, over what is there.
+fn lay_over(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let to = to.join(entry.file_name());
+        match entry.file_type().unwrap().is_dir() {
+            true => lay_over(&entry.path(), &to),
+            false => drop(fs::copy(entry.path(), to).unwrap()),
+        }
+    }
+}
+
+#[test]
+fn jobs_without_a_common_disk_join_when_their_folders_are_laid_over_each_other() {
+    let model = fixture(MINIATURE);
+    let cut = ["--layers-per-shard", "2", "--head-slices", "2"];
+    let undisturbed = files(&Bundle::build(&model, &cut).path);
+    let folder = tempfile::tempdir().unwrap();
+    let build = |machine: &str, more: &[&str]| {
+        let target = folder.path().join(machine).join("bundle");
+        fs::create_dir_all(target.parent().unwrap()).unwrap();
+        let base = ["build", model.to_str().unwrap(), "-o", target.to_str().unwrap(), "--quiet"];
+        succeed(&[&base[..], &cut, more].concat());
+        target
+    };
+    for job in ["0", "1", "2", "3", "4"] {
+        build(job, &["--job", job]);
+        lay_over(&folder.path().join(job), &folder.path().join("joined"));
+    }
+    assert!(files(&build("joined", &["--join"])) == undisturbed, "joined jobs differ from one build");
+}
+
 #[test]
 fn jobs_in_several_processes_join_to_the_same_bytes() {
     let model = fixture(MINIATURE);
