@@ -11,12 +11,17 @@ import http.client
 import json
 import math
 import pathlib
+import re
+import shutil
 import socket
 import sys
+import tempfile
 import time
 import urllib.request
+from typing import Literal
 
 import openai
+import pydantic
 
 from serving import fresh, serving
 
@@ -149,6 +154,55 @@ def logprobs(server, model, record):
     same(older.text[older.logprobs.text_offset[3] :].startswith(older.logprobs.tokens[3]), True, "their offsets")
 
 
+class Weather(pydantic.BaseModel):
+    tool: Literal["weather"]
+    city: str = pydantic.Field(max_length=12)
+    days: int = pydantic.Field(ge=1, le=14)
+
+
+class Verdict(pydantic.BaseModel):
+    passed: bool
+    reasons: list[Literal["slow", "wrong", "late"]] = pydantic.Field(max_length=3)
+
+
+class Point(pydantic.BaseModel):
+    x: int = pydantic.Field(ge=-99, le=99)
+    y: int = pydantic.Field(ge=-99, le=99)
+    label: Literal["a", "b"] | None
+
+
+@group("answers held to a form fit it")
+def forms(server, model, record, count):
+    ai = client(server)
+    ask = dict(model=model, messages=record["messages"], temperature=1.5, max_tokens=100)
+    fit = cut = 0
+    for seed in range(count):
+        form = (Weather, Verdict, Point)[seed % 3]
+        try:
+            answer = ai.chat.completions.parse(**ask, seed=seed, response_format=form)
+            fit += isinstance(answer.choices[0].message.parsed, form)
+        except openai.LengthFinishReasonError:
+            cut += 1
+    same(fit, count - cut, f"answers that fit their schema, {cut} of {count} cut")
+    same(cut < count // 10, True, f"answers cut: {cut} of {count}")
+    anything = ai.chat.completions.create(**{**ask, "max_tokens": 300}, seed=1, response_format={"type": "json_object"})
+    if anything.choices[0].finish_reason == "stop":
+        same(type(json.loads(anything.choices[0].message.content)), dict, "an object")
+    expression = {"type": "regex", "regex": "(yes|no), [0-9]{2}%"}
+    answer = ai.chat.completions.create(**ask, extra_body={"response_format": expression})
+    same(bool(re.fullmatch(expression["regex"], answer.choices[0].message.content)), True, "a regular expression")
+    plan = (pathlib.Path(__file__).parent.parent / "examples/grammars/plan.lark").read_text(encoding="utf-8")
+    lark = {"response_format": {"type": "lark", "lark": plan}}
+    answer = ai.chat.completions.create(**{**ask, "max_tokens": 250}, seed=3, extra_body=lark)
+    lines = answer.choices[0].message.content.split("\n")
+    same([line.split(":")[0] for line in lines[:5]], ["GOAL", "STATE", "ALGO", "EDGE", "VERIFY"], "the plan's lines")
+    forced = answer.usage.completion_tokens_details.model_extra["forced_tokens"]
+    same(forced >= 5, True, f"forced tokens: {forced}")
+    # Log-probabilities are those of the model, and so every token has one, forced or not.
+    logged = ai.chat.completions.create(**ask, seed=0, logprobs=True, extra_body={"response_format": expression})
+    same(all(t.logprob < 0 for t in logged.choices[0].logprobs.content), True, "log-probabilities under a form")
+
+
 @group("a second turn computes only the new tokens")
 def turns(server, model, records):
     ai = client(server)
@@ -185,6 +239,7 @@ def refusals(record, vocab):
         ("stream_options alone", {"stream_options": {"include_usage": True}}, "invalid_value", "stream_options"),
         ("stream option", {"stream": True, "stream_options": {"x": 1}}, "unsupported_parameter", "stream_options.x"),
         ("format", {"response_format": {"type": "yaml"}}, "invalid_value", "response_format.type"),
+        ("a schema that is none", {"response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "nothing"}}}}, "invalid_value", "response_format"),
         ("schema", {"response_format": {"type": "json_schema"}}, "invalid_value", "response_format.json_schema"),
         ("no messages", {"messages": []}, "invalid_value", "messages"),
         ("a message that is none", {"messages": [3]}, "invalid_value", "messages[0]"),
@@ -268,6 +323,52 @@ def leaving(server, model, record):
     wait_for(lambda: health()["waiting"] + health()["running"] == 0, "no work for nobody")
 
 
+@group("tools are offered in the template's form, and calls of them come as such")
+def tools(anemone, bundle, model, record):
+    weather = {"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}
+    called = '{"name": "weather", "arguments": {"city": "Oslo"}}'
+    ask = dict(model=model, messages=record["messages"], tools=[weather])
+    form = lambda text: {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": text}}}}  # noqa: E731
+    places = {
+        "the template as it is, which has them in the system message": None,
+        "the variable": "{% if tools %}{{ tools | tojson }}{% endif %}<|assistant|>",
+        "none": "<|user|>{{ messages[0].content }}<|end|><|assistant|>",
+    }
+    for place, template in places.items():
+        with tempfile.TemporaryDirectory() as folder:
+            other = pathlib.Path(folder, "bundle")
+            shutil.copytree(bundle, other)
+            if template:
+                (other / "chat_template.jinja").write_text(template, encoding="utf-8")
+            with serving(anemone, other) as server:
+                ai = client(server)
+                if place == "none":
+                    try:
+                        ai.chat.completions.create(**ask)
+                        same(True, False, "tools where there is no place for them")
+                    except openai.BadRequestError as error:
+                        same(error.param, "tools", "tools where there is no place for them")
+                    continue
+                offered = ai.chat.completions.create(**ask, max_tokens=1).usage.prompt_tokens
+                without = ai.chat.completions.create(**{**ask, "tools": []}, tool_choice="none", max_tokens=1).usage.prompt_tokens
+                same(offered > without, True, f"{place}: tools in the prompt")
+                answer = ai.chat.completions.create(**ask, extra_body=form(json.loads(called))).choices[0]
+                same(answer.finish_reason, "tool_calls", f"{place}: finish")
+                function = answer.message.tool_calls[0].function
+                same((function.name, json.loads(function.arguments)), ("weather", {"city": "Oslo"}), f"{place}: the call")
+                stream = ai.chat.completions.create(**ask, stream=True, extra_body=form(json.loads(called)))
+                chunks = [c.choices[0] for c in stream]
+                streamed = [t for c in chunks for t in c.delta.tool_calls or []]
+                same((streamed[0].function.name, chunks[-1].finish_reason), ("weather", "tool_calls"), f"{place}: streamed")
+                answer = ai.chat.completions.create(**ask, extra_body=form({"name": "rm", "arguments": {}})).choices[0]
+                same((answer.message.tool_calls, answer.finish_reason), (None, "stop"), f"{place}: a tool not offered")
+                call = {"id": "1", "type": "function", "function": {"name": "weather", "arguments": "{}"}}
+                back = [*record["messages"], {"role": "assistant", "content": None, "tool_calls": [call]}]
+                back.append({"role": "tool", "tool_call_id": "1", "content": "fine"})
+                answer = ai.chat.completions.create(**{**ask, "messages": back}, max_tokens=1)
+                same(len(answer.choices), 1, f"{place}: a call's result")
+
+
 @group("a key is asked for, and places are counted")
 def guarded(anemone, bundle, model, record):
     env = {"ANEMONE_API_KEY": "right"}
@@ -325,6 +426,7 @@ def main():
     parser.add_argument("anemone")
     parser.add_argument("bundle", type=pathlib.Path)
     parser.add_argument("golden", type=pathlib.Path)
+    parser.add_argument("--forms", type=int, default=30, help="how many answers are held to a schema")
     args = parser.parse_args()
     records = [json.loads(line) for line in args.golden.read_text(encoding="utf-8").splitlines()]
     manifest = json.loads((args.bundle / "anemone.json").read_text(encoding="utf-8"))
@@ -336,11 +438,13 @@ def main():
         completions(server, model, record)
         fields(server, model, record, args.anemone, args.bundle)
         logprobs(server, model, record)
+        forms(server, model, record, args.forms)
         turns(server, model, records)
         refused(server, record, vocab)
         typed(server, model, record)
         leaving(server, model, record)
         same(server.end(), 0, "the exit code")
+    tools(args.anemone, args.bundle, model, record)
     guarded(args.anemone, args.bundle, model, record)
     ending(args.anemone, args.bundle, model, record)
     print(f"{'WRONG' if WRONG else 'ok   '} {args.bundle}: the server")

@@ -51,8 +51,11 @@ fn noise(tokenizer: &Tokenizer, grammar: &Grammar, constraint: &Constraint, seed
     Answer { text, finish, forced: generation.forced(), drawn: generation.ids().len() }
 }
 
-/// Bounded schemas of the kinds that programs ask for, and whether a value fits.
-fn schemas() -> Vec<(Value, fn(&Value) -> bool)> {
+/// Whether a value is of a schema.
+type Fits = fn(&Value) -> bool;
+
+/// Bounded schemas of the kinds that programs ask for.
+fn schemas() -> Vec<(Value, Fits)> {
     fn keys(v: &Value) -> Vec<&str> {
         v.as_object().map(|o| o.keys().map(String::as_str).collect()).unwrap_or_default()
     }

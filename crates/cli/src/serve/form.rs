@@ -1,11 +1,13 @@
 //! The form of answers on each route: whole, and as the chunks of a stream.
 
+use std::collections::BTreeSet;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anemone_chat::generate::Finish;
 use serde_json::{Value, json};
 
 use super::refusal::Refusal;
+use super::tools;
 use super::work::{Event, Token, Usage};
 
 /// Which route an answer belongs to.
@@ -28,6 +30,8 @@ pub struct Form {
     pub include_usage: bool,
     /// Whether tokens come with their log-probabilities.
     pub logprobs: bool,
+    /// Names of the tools that an answer may call.
+    pub tools: BTreeSet<String>,
 }
 
 /// One answer, collected.
@@ -57,7 +61,9 @@ impl Collected {
 
 /// How far the chunks of a stream are.
 pub struct Chunks {
-    /// Which answers have their opening chunk,
+    /// What came of answers that may be calls of tools,
+    held: Vec<Collected>,
+    /// which answers have their opening chunk,
     begun: Vec<bool>,
     /// and how many characters of each are out.
     sent: Vec<usize>,
@@ -66,24 +72,32 @@ pub struct Chunks {
 impl Chunks {
     /// Of so many answers.
     pub fn new(choices: usize) -> Self {
-        Self { begun: vec![false; choices], sent: vec![0; choices] }
+        Self { held: vec![Collected::default(); choices], begun: vec![false; choices], sent: vec![0; choices] }
     }
 
     /// The chunks that tell of an event.
     pub fn of(&mut self, form: &Form, event: Event) -> Vec<Value> {
-        let (choice, chunk) = match event {
+        let (choice, chunks) = match event {
+            Event::Text { .. } if !form.tools.is_empty() => {
+                Collected::add(&mut self.held, event);
+                return Vec::new();
+            }
             Event::Text { choice, text, tokens } => {
                 let chunk = form.text(choice, &text, &tokens, self.sent[choice]);
                 self.sent[choice] += text.chars().count();
-                (choice, chunk)
+                (choice, vec![chunk])
             }
-            Event::End { choice, finish } => (choice, form.closing(choice, finish)),
+            Event::End { choice, .. } if !form.tools.is_empty() => {
+                Collected::add(&mut self.held, event);
+                (choice, form.late(choice, &self.held[choice]))
+            }
+            Event::End { choice, finish } => (choice, vec![form.closing(choice, finish)]),
             Event::Done(usage) => return form.usage(&usage).into_iter().collect(),
             Event::Failed(refusal) => return vec![Refusal::json(&refusal)],
         };
         let first = !std::mem::replace(&mut self.begun[choice], true);
         let opening = if first { form.opening(choice) } else { None };
-        opening.into_iter().chain([chunk]).collect()
+        opening.into_iter().chain(chunks).collect()
     }
 }
 
@@ -96,7 +110,7 @@ impl Form {
         };
         let created = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_secs());
         let (model, fingerprint) = (model.to_owned(), fingerprint.to_owned());
-        Self { route, id, created, model, fingerprint, include_usage: false, logprobs: false }
+        Self { route, id, created, model, fingerprint, include_usage: false, logprobs: false, tools: BTreeSet::new() }
     }
 
     /// The whole answer.
@@ -105,12 +119,16 @@ impl Form {
             let finish = c.finish.map(finish_reason);
             let logprobs = self.logprobs(&c.tokens, 0);
             match self.route {
-                Route::Chat => json!({
-                    "index": index,
-                    "message": {"role": "assistant", "content": c.text, "refusal": null},
-                    "logprobs": logprobs,
-                    "finish_reason": finish,
-                }),
+                Route::Chat => {
+                    let mut message = json!({"role": "assistant", "content": c.text, "refusal": null});
+                    let calls = self.calls(index, c);
+                    if let Some(calls) = &calls {
+                        message["content"] = Value::Null;
+                        message["tool_calls"] = json!(calls);
+                    }
+                    let finish = if calls.is_some() { Some(CALLS) } else { finish };
+                    json!({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+                }
                 Route::Text => {
                     json!({"index": index, "text": c.text, "logprobs": logprobs, "finish_reason": finish})
                 }
@@ -121,6 +139,29 @@ impl Form {
             Route::Text => "text_completion",
         };
         self.envelope(object, choices.collect(), Some(usage))
+    }
+
+    /// The calls of tools that an answer consists of, if it does.
+    fn calls(&self, index: usize, answer: &Collected) -> Option<Vec<Value>> {
+        let calls = tools::calls(&answer.text, &self.tools).filter(|_| answer.finish == Some(Finish::Stop))?;
+        let id = |k: usize| format!("call_{}_{index}_{k}", self.id.trim_start_matches("chatcmpl-"));
+        Some(calls.iter().enumerate().map(|(k, call)| call.json(&id(k))).collect())
+    }
+
+    /// The chunks of an answer that may be calls, which is known when it is whole.
+    fn late(&self, index: usize, answer: &Collected) -> Vec<Value> {
+        let finish = answer.finish.unwrap_or(Finish::Stop);
+        let Some(calls) = self.calls(index, answer) else {
+            return vec![self.text(index, &answer.text, &answer.tokens, 0), self.closing(index, finish)];
+        };
+        let numbered = calls.into_iter().enumerate().map(|(k, mut call)| {
+            call["index"] = k.into();
+            call
+        });
+        let delta = json!({"tool_calls": numbered.collect::<Vec<_>>()});
+        let mut closing = self.delta(index, json!({}), Some(finish), &[], 0);
+        closing["finish_reason"] = CALLS.into();
+        vec![self.chunk(vec![self.delta(index, delta, None, &answer.tokens, 0)]), self.chunk(vec![closing])]
     }
 
     /// The chunk before an answer's text, where the route has one.
@@ -230,6 +271,9 @@ impl Form {
         }
     }
 }
+
+/// OpenAI's word for an answer that calls tools.
+const CALLS: &str = "tool_calls";
 
 /// OpenAI's word. A full context is a length like any other.
 fn finish_reason(finish: Finish) -> &'static str {

@@ -19,6 +19,7 @@ mod patient;
 mod refusal;
 mod request;
 pub mod stdio;
+mod tools;
 mod turns;
 mod work;
 

@@ -1,17 +1,19 @@
 //! From a request's body to an order: every field is honoured or refused by name.
 
+use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
 use std::time::Instant;
 
 use anemone_chat::generate::Limits;
 use anemone_chat::grammar::Constraint;
-use anemone_chat::{Conversation, Grammar, Message, SamplingOptions};
+use anemone_chat::{Conversation, Grammar, Message, Prompt, SamplingOptions};
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
 use super::fields::Fields;
 use super::form::{Form, Route};
 use super::refusal::Refusal;
+use super::tools;
 use super::work::Order;
 use crate::speak::Speaker;
 
@@ -97,7 +99,11 @@ impl Desk {
             fields.neutral(name, value)?;
         }
         let prompt = match route {
-            Route::Chat => self.chat_prompt(&mut fields)?,
+            Route::Chat => {
+                let (tools, names) = self.tools(&mut fields)?;
+                form.tools = names;
+                self.chat_prompt(&mut fields, tools)?
+            }
             Route::Text => self.text_prompt(&mut fields)?,
         };
         fields.finish()?;
@@ -129,7 +135,20 @@ impl Desk {
         }
     }
 
-    fn chat_prompt(&self, fields: &mut Fields) -> Result<Vec<u32>, Refusal> {
+    /// The tools that the model may call, and their names.
+    fn tools(&self, fields: &mut Fields) -> Result<(Option<Value>, BTreeSet<String>), Refusal> {
+        fields.neutral("parallel_tool_calls", json!(true))?;
+        let choice = fields.string("tool_choice")?;
+        let Some(tools) = fields.take("tools") else { return Ok((None, BTreeSet::new())) };
+        let names = tools::names(&tools)?;
+        match choice.as_deref() {
+            None | Some("auto") => Ok((Some(tools), names)),
+            Some("none") => Ok((None, BTreeSet::new())),
+            Some(_) => Err(Refusal::unsupported("tool_choice", "only `auto` and `none` can be honoured here")),
+        }
+    }
+
+    fn chat_prompt(&self, fields: &mut Fields, tools: Option<Value>) -> Result<Vec<u32>, Refusal> {
         let Some(Value::Array(list)) = fields.take("messages") else {
             return Err(Refusal::field("messages", "expected a list of messages"));
         };
@@ -144,13 +163,42 @@ impl Desk {
             let plain = |map: &Map<String, Value>| map.values().all(|v| v.is_boolean() || v.is_number());
             conversation.variables = variables.as_object().filter(|map| plain(map)).ok_or_else(wrong)?.clone();
         }
-        let prompt = self.speaker.voice.prompt(&conversation).map_err(|error| match error {
-            anemone_chat::Error::Template(_) => Refusal::field("messages", error),
-            other => other.into(),
-        })?;
+        let prompt = match tools {
+            Some(tools) => self.with_tools(conversation, tools)?,
+            None => self.rendered(&conversation)?,
+        };
         match prompt.ids.is_empty() {
             true => Err(Refusal::field("messages", "the model's template makes no prompt of them")),
             false => Ok(prompt.ids),
+        }
+    }
+
+    fn rendered(&self, conversation: &Conversation) -> Result<Prompt, Refusal> {
+        self.speaker.voice.prompt(conversation).map_err(|error| match error {
+            anemone_chat::Error::Template(_) => Refusal::field("messages", error),
+            other => other.into(),
+        })
+    }
+
+    /// The prompt with tools where the template has a place for them: the variable `tools`, or a field of the system message.
+    /// Whether it has one is seen by what they change.
+    fn with_tools(&self, mut conversation: Conversation, tools: Value) -> Result<Prompt, Refusal> {
+        let without = self.rendered(&conversation)?;
+        let mut in_message = conversation.clone();
+        if in_message.messages.first().is_none_or(|m| m.role != "system") {
+            in_message.messages.insert(0, Message::new("system", ""));
+        }
+        let bare = self.rendered(&in_message);
+        let functions: Vec<_> = tools.as_array().into_iter().flatten().map(|tool| &tool["function"]).collect();
+        in_message.messages[0].more.insert("tools".into(), json!(functions).to_string().into());
+        conversation.tools = Some(tools);
+        let prompt = self.rendered(&conversation)?;
+        if prompt != without {
+            return Ok(prompt);
+        }
+        match (self.rendered(&in_message), bare) {
+            (Ok(prompt), Ok(bare)) if prompt != bare => Ok(prompt),
+            _ => Err(Refusal::unsupported("tools", "the model's template has no place for tools")),
         }
     }
 
@@ -205,7 +253,15 @@ fn message(index: usize, message: Value) -> Result<Message, Refusal> {
         Some(Value::String(role)) if ["system", "user", "assistant", "tool"].contains(&role.as_str()) => role,
         _ => return Err(Refusal::field(&at(".role"), "expected system, developer, user, assistant or tool")),
     };
+    let calls = match (role.as_str(), map.remove("tool_calls").filter(|v| !v.is_null())) {
+        (_, None) => None,
+        ("assistant", Some(calls)) => Some(tools::earlier(calls).ok_or_else(|| {
+            Refusal::field(&at(".tool_calls"), "expected a list of calls with JSON objects for arguments")
+        })?),
+        _ => return Err(Refusal::field(&at(".tool_calls"), "only of the assistant")),
+    };
     let content = match map.remove("content") {
+        None | Some(Value::Null) if calls.is_some() => String::new(),
         Some(Value::String(text)) => text,
         Some(Value::Array(parts)) => {
             let part = |p: Value| match (p.get("type").and_then(Value::as_str), p.get("text").and_then(Value::as_str)) {
@@ -216,12 +272,26 @@ fn message(index: usize, message: Value) -> Result<Message, Refusal> {
         }
         _ => return Err(Refusal::field(&at(".content"), "expected a string, or a list of parts of type `text`")),
     };
-    let name = map.remove("name").filter(|v| !v.is_null());
+    let mut more = Map::new();
+    more.extend(calls.map(|calls| ("tool_calls".to_owned(), calls)));
+    for field in ["name", "tool_call_id"] {
+        match map.remove(field) {
+            None | Some(Value::Null) => {}
+            Some(value) if value.is_string() => drop(more.insert(field.to_owned(), value)),
+            Some(_) => return Err(Refusal::field(&at(&format!(".{field}")), "expected a string")),
+        }
+    }
+    // What OpenAI's own answers have, and clients send back.
+    for field in ["refusal", "annotations"] {
+        if map.get(field).is_some_and(|v| v.as_array().is_some_and(Vec::is_empty)) {
+            map.remove(field);
+        }
+    }
     if let Some((field, _)) = map.iter().find(|(_, value)| !value.is_null()) {
         return Err(Refusal::unsupported(&at(&format!(".{field}")), "this field is not supported; leave it out"));
     }
     let mut message = Message::new(&role, &content);
-    message.more.extend(name.map(|name| ("name".to_owned(), name)));
+    message.more = more;
     Ok(message)
 }
 
