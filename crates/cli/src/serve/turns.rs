@@ -7,6 +7,7 @@
 //! whoever asks for fifty answers at once delays others by one.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -80,7 +81,9 @@ impl<'e> Turns<'e> {
     /// What a model thread does.
     pub fn work(&self) {
         while let Some(mut task) = self.next() {
-            let progress = task.step();
+            // A fault in one conversation ends that one; its session was taken out for the step, and is gone.
+            let stepped = catch_unwind(AssertUnwindSafe(|| task.step()));
+            let progress = stepped.unwrap_or_else(|_| task.give_up());
             self.metrics.stepped(&task, progress);
             let mut state = self.state();
             state.in_hand -= 1;

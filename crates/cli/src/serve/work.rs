@@ -172,6 +172,12 @@ impl<'e> Task<'e> {
         })
     }
 
+    /// After a fault of ours.
+    pub fn give_up(&self) -> Progress {
+        self.tell(Event::Failed(Refusal::internal("the model failed on this request; the server's log has more")));
+        Progress::Over
+    }
+
     fn advance(&mut self) -> Result<Progress, Refusal> {
         let unfed = self.generation.unfed();
         let (now, later) = unfed.split_at(unfed.len().min(self.block));
