@@ -381,11 +381,16 @@ def guarded(anemone, bundle, model, record):
                 same(error.code, "invalid_api_key", "the wrong key's error")
         ai = client(server, "right")
         same([m.id for m in ai.models.list()], [model], "the right key")
-        # A request whose body has not come has the one place there is.
-        with socket.create_connection(("127.0.0.1", server.port)) as line:
-            head = "Host: h\r\nAuthorization: Bearer right\r\nContent-Type: application/json\r\nContent-Length: 9"
-            line.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n".encode())
-            wait_for(lambda: busy(ai, model, record), "a second request where there is one place")
+
+        def occupied():
+            """Whether a request whose body has not come keeps others out."""
+            with socket.create_connection(("127.0.0.1", server.port)) as line:
+                head = "Host: h\r\nAuthorization: Bearer right\r\nContent-Type: application/json\r\nContent-Length: 9"
+                line.sendall(f"POST /v1/completions HTTP/1.1\r\n{head}\r\n\r\n".encode())
+                time.sleep(0.2)
+                return busy(ai, model, record)
+
+        wait_for(occupied, "a second request where there is one place")
         wait_for(lambda: not busy(ai, model, record), "a place again")
 
 
