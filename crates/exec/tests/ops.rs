@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anemone_exec::{Data, Model, Numerics, Options, Portable, Runtime, Tensor};
+use anemone_exec::{Data, Fast, FastOptions, Model, Numerics, Options, Portable, Runtime, Tensor};
 use anemone_mil::ir::{Dtype, Function, Literal, TensorType, ValueId};
 use anemone_mil::ops::{self, Opset};
 use anemone_mil::{BuildError, FunctionBuilder, Operand, validate};
@@ -26,7 +26,8 @@ fn subjects() -> Vec<Subject> {
         runtime: Box::new(Portable::new(numerics, Options { threads: 2, ..Options::default() })),
         skips: &[],
     };
-    vec![portable(Numerics::Exact), portable(Numerics::Ane)]
+    let fast = Fast::new(FastOptions { threads: 2, ..FastOptions::default() });
+    vec![portable(Numerics::Exact), portable(Numerics::Ane), Subject { runtime: Box::new(fast), skips: &[] }]
 }
 
 /// A tensor of the suite.

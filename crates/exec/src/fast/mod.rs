@@ -24,6 +24,8 @@ mod rows;
 mod select;
 mod simd;
 mod team;
+#[cfg(test)]
+mod tests;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
