@@ -1,7 +1,9 @@
 //! A bundle, loaded: its shards in order on one runtime, refused unless every part carries the manifest's contract.
 
 use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anemone_bundle::{Contract, Manifest, layout, manifest};
 use anemone_exec::{self as exec, Dtype, Model, Runtime, Signature, State, Tensor};
@@ -90,6 +92,25 @@ impl Shard {
     }
 }
 
+impl Shard {
+    /// As [`call`](Self::call), in memory that is there.
+    fn call_into(
+        &self,
+        function: usize,
+        x: &Tensor,
+        host: &HostInputs,
+        state: &mut State,
+        out: &mut Tensor,
+    ) -> Result<(), exec::Error> {
+        let function = &self.functions[function];
+        // The interface knows five inputs.
+        let mut inputs = [x; 5];
+        let inputs = &mut inputs[..function.inputs.len()];
+        inputs.iter_mut().zip(&function.inputs).for_each(|(input, name)| *input = host.get(name).unwrap_or(x));
+        self.model.run_into(function.index, inputs, state, std::slice::from_mut(out))
+    }
+}
+
 struct Function {
     index: usize,
     inputs: Vec<String>,
@@ -101,6 +122,8 @@ pub struct Engine {
     layers: Vec<Shard>,
     head: Vec<Shard>,
     embedding: Mmap,
+    /// Of the rotation, inverse.
+    frequencies: Vec<f64>,
     float: Dtype,
 }
 
@@ -129,7 +152,8 @@ impl Engine {
             return Err(manifest::Error::File { path, reason }.into());
         }
         let float = layers[0].model.float();
-        Ok(Self { manifest, layers, head, embedding, float })
+        let frequencies = manifest.contract.inverse_frequencies();
+        Ok(Self { manifest, layers, head, embedding, frequencies, float })
     }
 
     /// The bundle's manifest.
@@ -156,8 +180,17 @@ impl Engine {
 
     /// A new conversation: empty caches, position 0.
     pub fn session(&self) -> Result<Session<'_>, Error> {
-        let states = self.layers.iter().map(|s| s.model.new_state()).collect::<Result<_, _>>()?;
-        Ok(Session { engine: self, states, position: 0 })
+        let states = |shards: &[Shard]| shards.iter().map(|s| s.model.new_state()).collect::<Result<_, _>>();
+        Ok(Session {
+            engine: self,
+            states: states(&self.layers)?,
+            head_states: states(&self.head)?,
+            position: 0,
+            layer_calls: Vec::new(),
+            head_calls: Vec::new(),
+            rows: Vec::new(),
+            stages: Stages::default(),
+        })
     }
 
     /// The float type in which shards take and give activations on this runtime.
@@ -200,25 +233,48 @@ impl Engine {
 
     /// Logits of `rows[n, width]` of the last hidden state: `[n, vocab]`.
     pub fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, Error> {
+        let mut states = self.head.iter().map(|s| s.model.new_state()).collect::<Result<Vec<_>, _>>()?;
+        let mut logits = Vec::new();
+        self.head(rows, &mut states, &mut Vec::new(), &mut logits)?;
+        Ok(logits)
+    }
+
+    /// As [`logits`](Self::logits), in memory that is there.
+    fn head(
+        &self,
+        rows: &[f32],
+        states: &mut [State],
+        calls: &mut Vec<HeadCall>,
+        logits: &mut Vec<f32>,
+    ) -> Result<(), Error> {
         let (width, vocab) = (self.contract().width, self.contract().vocab);
         let n = rows.len() / width;
-        let mut logits = vec![0.0; n * vocab];
+        logits.clear();
+        logits.resize(n * vocab, 0.0);
         let mut done = 0;
         while done < n {
             let (function, tokens) = self.block(&self.head, n - done);
             let len = tokens.min(n - done);
-            let x = host::to_columns(&rows[done * width..(done + len) * width], width, tokens, self.float);
-            for (shard, slice) in self.head.iter().zip(&self.manifest.head) {
-                let out = shard.model.run(shard.functions[function].index, &[&x], &mut shard.model.new_state()?)?;
-                let part = host::to_rows(&out[0], len);
-                for (t, part) in part.chunks_exact(slice.range().len()).enumerate() {
+            let call = kept(calls, |call| call.x.shape()[2] == tokens, || {
+                let part = |slice: &manifest::Shard| blank(slice.range().len(), tokens, self.float);
+                HeadCall {
+                    x: blank(width, tokens, self.float),
+                    parts: self.manifest.head.iter().map(part).collect(),
+                }
+            });
+            host::set_columns(&mut call.x, &rows[done * width..(done + len) * width]);
+            let slices = self.manifest.head.iter().zip(&mut call.parts);
+            for ((shard, state), (slice, part)) in self.head.iter().zip(states.iter_mut()).zip(slices) {
+                let index = shard.functions[function].index;
+                shard.model.run_into(index, &[&call.x], state, std::slice::from_mut(part))?;
+                for t in 0..len {
                     let row = &mut logits[(done + t) * vocab..(done + t + 1) * vocab];
-                    row[slice.range()].copy_from_slice(part);
+                    host::copy_column(part, t, &mut row[slice.range()]);
                 }
             }
             done += len;
         }
-        Ok(logits)
+        Ok(())
     }
 
     /// Which function of these shards takes `left` tokens best, and how many it takes. One token alone goes through `main`;
@@ -234,7 +290,58 @@ impl Engine {
 pub struct Session<'e> {
     engine: &'e Engine,
     states: Vec<State>,
+    head_states: Vec<State>,
     position: usize,
+    layer_calls: Vec<LayerCall>,
+    head_calls: Vec<HeadCall>,
+    /// Rows of the last hidden state that logits are wanted of.
+    rows: Vec<f32>,
+    stages: Stages,
+}
+
+/// Where the time of a session went.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Stages {
+    /// In layer shards.
+    pub layers: Duration,
+    /// In head slices.
+    pub head: Duration,
+    /// Everything else: embedding, tables, masks, copies.
+    pub host: Duration,
+}
+
+/// What calls of the layer shards with one number of tokens are made with: kept, so that a token allocates nothing.
+struct LayerCall {
+    host: HostInputs,
+    embedded: Vec<f32>,
+    x: Tensor,
+    hidden: [Tensor; 2],
+}
+
+/// The same of the head slices.
+struct HeadCall {
+    x: Tensor,
+    parts: Vec<Tensor>,
+}
+
+/// Sizes of calls that are remembered: one token, a full block, and the rest of a prompt.
+const KEPT: usize = 3;
+
+/// The remembered call that fits; the oldest makes way for a new one.
+fn kept<T>(calls: &mut Vec<T>, fits: impl Fn(&T) -> bool, make: impl FnOnce() -> T) -> &mut T {
+    let at = calls.iter().position(fits).unwrap_or_else(|| {
+        if calls.len() == KEPT {
+            calls.remove(0);
+        }
+        calls.push(make());
+        calls.len() - 1
+    });
+    &mut calls[at]
+}
+
+/// `[1, width, tokens, 1]` of zeros.
+fn blank(width: usize, tokens: usize, float: Dtype) -> Tensor {
+    Tensor::from_f32(&[1, width, tokens, 1], vec![0.0; width * tokens], float)
 }
 
 /// Which logits a caller wants of the tokens it feeds.
@@ -275,6 +382,19 @@ impl Session<'_> {
     /// Appends `ids` and returns logits `[0, 1 or ids, vocab]`, as wanted. Refused whole where a token is unknown or the context is too
     /// short; after a runtime's error the session is unusable.
     pub fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, Error> {
+        let mut logits = Vec::new();
+        self.feed_into(ids, want, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// Where the time went since the session began.
+    pub fn stages(&self) -> Stages {
+        self.stages
+    }
+
+    /// As [`feed`](Self::feed), in memory that is there. On a runtime that allocates nothing itself, neither does this after the
+    /// first calls with as many tokens.
+    pub fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), Error> {
         let c = self.engine.contract();
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= c.vocab) {
             return Err(Error::Token { id, vocab: c.vocab });
@@ -282,33 +402,66 @@ impl Session<'_> {
         if ids.len() > self.left() {
             return Err(Error::ContextFull { asked: ids.len(), used: self.position, context: c.context });
         }
-        let mut rows = Vec::new();
-        let mut rest = ids;
+        let start = Instant::now();
+        let (mut layers, mut rest) = (Duration::ZERO, ids);
+        self.rows.clear();
         while !rest.is_empty() {
             let (function, tokens) = self.engine.block(&self.engine.layers, rest.len());
             let (block, later) = rest.split_at(tokens.min(rest.len()));
-            let hidden = self.step(block, function, tokens)?;
-            match want {
-                Logits::All => rows.extend(hidden),
-                Logits::Last if later.is_empty() => rows = hidden[hidden.len() - c.width..].to_vec(),
-                Logits::Last | Logits::None => {}
-            }
+            let wanted = match want {
+                Logits::All => 0..block.len(),
+                Logits::Last if later.is_empty() => block.len() - 1..block.len(),
+                Logits::Last | Logits::None => 0..0,
+            };
+            layers += self.step(block, function, tokens, wanted)?;
             rest = later;
         }
-        self.engine.logits(&rows)
+        let before = Instant::now();
+        self.engine.head(&self.rows, &mut self.head_states, &mut self.head_calls, logits)?;
+        let end = Instant::now();
+        self.stages.layers += layers;
+        self.stages.head += end - before;
+        self.stages.host += before - start - layers;
+        Ok(())
     }
 
-    /// One call of every layer shard: `[block, width]` of the last hidden state.
-    fn step(&mut self, block: &[u32], function: usize, tokens: usize) -> Result<Vec<f32>, Error> {
+    /// One call of every layer shard; the wanted columns of the last hidden state are appended to `rows`. Returns how long the
+    /// shards took.
+    fn step(
+        &mut self,
+        block: &[u32],
+        function: usize,
+        tokens: usize,
+        wanted: Range<usize>,
+    ) -> Result<Duration, Error> {
         let engine = self.engine;
         let c = engine.contract();
-        let host = HostInputs::new(c, self.position, block.len(), tokens, engine.float);
-        let mut x = host::to_columns(&host::embed(c, &engine.embedding, block), c.width, tokens, engine.float);
-        for (shard, state) in engine.layers.iter().zip(&mut self.states) {
-            x = shard.call(function, &x, &host, state, None)?;
+        let call = kept(&mut self.layer_calls, |call| call.x.shape()[2] == tokens, || LayerCall {
+            host: HostInputs::new(c, 0, 1, tokens, engine.float),
+            embedded: Vec::new(),
+            x: blank(c.width, tokens, engine.float),
+            hidden: [blank(c.width, tokens, engine.float), blank(c.width, tokens, engine.float)],
+        });
+        call.host.set(c, &engine.frequencies, self.position, block.len());
+        call.embedded.clear();
+        host::extend_embedded(c, &engine.embedding, block, &mut call.embedded);
+        host::set_columns(&mut call.x, &call.embedded);
+        let start = Instant::now();
+        for (i, (shard, state)) in engine.layers.iter().zip(&mut self.states).enumerate() {
+            // Each shard reads what the one before it gave.
+            let [even, odd] = &mut call.hidden;
+            let (x, out) = match i {
+                0 => (&call.x, even),
+                _ if i % 2 == 1 => (&*even, odd),
+                _ => (&*odd, even),
+            };
+            shard.call_into(function, x, &call.host, state, out)?;
         }
+        let took = start.elapsed();
         self.position += block.len();
-        Ok(host::to_rows(&x, block.len()))
+        let last = &call.hidden[(engine.layers.len() - 1) % 2];
+        host::extend_rows(last, wanted, &mut self.rows);
+        Ok(took)
     }
 }
 

@@ -1,9 +1,12 @@
 //! What a host computes for the shards: rotary tables, masks, embedding rows. Nothing else of the model lives outside them.
 
+use std::ops::Range;
+
 use anemone_bundle::Contract;
 use anemone_exec::Dtype;
 use anemone_exec::{Data, Tensor};
 use half::f16;
+use half::slice::HalfFloatSliceExt;
 
 /// The mask's value where a token may not look: large enough that softmax gives 0, small enough to stay finite in fp16.
 pub const MASKED: f32 = -1e4;
@@ -30,26 +33,42 @@ impl HostInputs {
     /// If `len` is 0 or more than `tokens`, or the block ends beyond the context.
     pub fn new(contract: &Contract, position: usize, len: usize, tokens: usize, float: Dtype) -> Self {
         let (s, half) = (contract.context, contract.rope.dim / 2);
+        let blank = |shape: &[usize]| Tensor::from_f32(shape, vec![0.0; shape.iter().product()], float);
+        let mut inputs = Self {
+            rope_cos: blank(&[tokens, half]),
+            rope_sin: blank(&[tokens, half]),
+            attn_mask: blank(&[1, 1, tokens, s]),
+            kv_write_mask: blank(&[1, 1, s, tokens]),
+        };
+        inputs.set(contract, &contract.inverse_frequencies(), position, len);
+        inputs
+    }
+
+    /// The same for another block of as many tokens, in the same memory. `frequencies` are the contract's inverse ones.
+    ///
+    /// # Panics
+    /// As [`new`](Self::new).
+    pub fn set(&mut self, contract: &Contract, frequencies: &[f64], position: usize, len: usize) {
+        let (s, half, tokens) = (contract.context, contract.rope.dim / 2, self.rope_cos.shape()[0]);
         assert!(len > 0 && len <= tokens && position + len <= s, "block of {len}/{tokens} at {position} of {s}");
-        let frequencies = contract.inverse_frequencies();
         // In f64: an f32 angle at position 2000 is off by more than an fp16 cosine resolves.
         let angle = |t: usize, i: usize| (position + t.min(len - 1)) as f64 * frequencies[i];
-        let table = |f: fn(f64) -> f64| {
-            let values = (0..tokens * half).map(|k| f(angle(k / half, k % half)) as f32).collect();
-            Tensor::from_f32(&[tokens, half], values, float)
-        };
-        let visible = |t: usize, row: usize| row <= position + t.min(len - 1);
-        let mask = (0..tokens * s).map(|k| if visible(k / s, k % s) { 0.0 } else { MASKED }).collect();
-        let mut write = vec![0.0; s * tokens];
-        for t in 0..len {
-            write[(position + t) * tokens + t] = 1.0;
+        for (tensor, f) in [(&mut self.rope_cos, f64::cos as fn(f64) -> f64), (&mut self.rope_sin, f64::sin)] {
+            write(tensor, |table| {
+                table.iter_mut().enumerate().for_each(|(k, v)| *v = f(angle(k / half, k % half)) as f32);
+            });
         }
-        Self {
-            rope_cos: table(f64::cos),
-            rope_sin: table(f64::sin),
-            attn_mask: Tensor::from_f32(&[1, 1, tokens, s], mask, float),
-            kv_write_mask: Tensor::from_f32(&[1, 1, s, tokens], write, float),
-        }
+        write(&mut self.attn_mask, |mask| {
+            for (t, row) in mask.chunks_exact_mut(s).enumerate() {
+                let (seen, hidden) = row.split_at_mut(position + t.min(len - 1) + 1);
+                seen.fill(0.0);
+                hidden.fill(MASKED);
+            }
+        });
+        write(&mut self.kv_write_mask, |mask| {
+            mask.fill(0.0);
+            (0..len).for_each(|t| mask[(position + t) * tokens + t] = 1.0);
+        });
     }
 
     /// The tensor of an interface name other than `x`.
@@ -64,34 +83,80 @@ impl HostInputs {
     }
 }
 
+/// Lets `f` fill a tensor of a working float type.
+fn write(tensor: &mut Tensor, f: impl FnOnce(&mut [f32])) {
+    match tensor.data_mut() {
+        Data::F32(v) => f(v),
+        Data::F16(v) => {
+            let mut wide = vec![0.0; v.len()];
+            f(&mut wide);
+            v.convert_from_f32_slice(&wide);
+        }
+        other => panic!("{} is not a working float type", other.dtype()),
+    }
+}
+
 /// `[n, width]` rows to the shards' `[1, width, T, 1]`, the columns beyond `n` zero.
 pub fn to_columns(rows: &[f32], width: usize, tokens: usize, float: Dtype) -> Tensor {
-    let mut columns = vec![0.0; width * tokens];
-    for (t, row) in rows.chunks_exact(width).enumerate() {
-        for (c, &v) in row.iter().enumerate() {
-            columns[c * tokens + t] = v;
+    let mut columns = Tensor::from_f32(&[1, width, tokens, 1], vec![0.0; width * tokens], float);
+    set_columns(&mut columns, rows);
+    columns
+}
+
+/// As [`to_columns`], in memory that is there.
+pub fn set_columns(columns: &mut Tensor, rows: &[f32]) {
+    let (width, tokens) = (columns.shape()[1], columns.shape()[2]);
+    write(columns, |columns| {
+        if tokens == 1 {
+            return columns.copy_from_slice(rows);
         }
-    }
-    Tensor::from_f32(&[1, width, tokens, 1], columns, float)
+        let n = rows.len() / width;
+        for (c, column) in columns.chunks_exact_mut(tokens).enumerate() {
+            column[n..].fill(0.0);
+            column[..n].iter_mut().enumerate().for_each(|(t, v)| *v = rows[t * width + c]);
+        }
+    });
 }
 
 /// The first `n` columns of `[1, width, T, 1]` as rows `[n, width]`.
 pub fn to_rows(columns: &Tensor, n: usize) -> Vec<f32> {
+    let mut rows = Vec::new();
+    extend_rows(columns, 0..n, &mut rows);
+    rows
+}
+
+/// Appends those columns of `[1, width, T, 1]` as rows.
+pub fn extend_rows(columns: &Tensor, which: Range<usize>, rows: &mut Vec<f32>) {
     let (width, tokens) = (columns.shape()[1], columns.shape()[2]);
-    let value = |k: usize| match columns.data() {
-        Data::F32(v) => v[k],
-        Data::F16(v) => v[k].to_f32(),
+    match columns.data() {
+        Data::F32(v) => which.for_each(|t| rows.extend((0..width).map(|c| v[c * tokens + t]))),
+        Data::F16(v) => which.for_each(|t| rows.extend((0..width).map(|c| v[c * tokens + t].to_f32()))),
         other => panic!("{} is not a working float type", other.dtype()),
-    };
-    (0..n * width).map(|k| value((k % width) * tokens + k / width)).collect()
+    }
+}
+
+/// Column `t` of `[1, width, T, 1]`.
+pub fn copy_column(columns: &Tensor, t: usize, out: &mut [f32]) {
+    let tokens = columns.shape()[2];
+    match columns.data() {
+        Data::F32(v) if tokens == 1 => out.copy_from_slice(v),
+        Data::F32(v) => out.iter_mut().enumerate().for_each(|(c, out)| *out = v[c * tokens + t]),
+        Data::F16(v) => out.iter_mut().enumerate().for_each(|(c, out)| *out = v[c * tokens + t].to_f32()),
+        other => panic!("{} is not a working float type", other.dtype()),
+    }
 }
 
 /// Rows of the embedding table, scaled: `[ids, width]`.
 pub fn embed(contract: &Contract, table: &[u8], ids: &[u32]) -> Vec<f32> {
+    let mut rows = Vec::new();
+    extend_embedded(contract, table, ids, &mut rows);
+    rows
+}
+
+/// Appends rows of the embedding table, scaled.
+pub fn extend_embedded(contract: &Contract, table: &[u8], ids: &[u32], rows: &mut Vec<f32>) {
     let bytes = 2 * contract.width;
     let scale = contract.embedding_scale;
-    ids.iter()
-        .flat_map(|&id| table[id as usize * bytes..][..bytes].chunks_exact(2))
-        .map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32() * scale)
-        .collect()
+    let halves = ids.iter().flat_map(|&id| table[id as usize * bytes..][..bytes].chunks_exact(2));
+    rows.extend(halves.map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32() * scale));
 }

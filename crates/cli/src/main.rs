@@ -53,6 +53,8 @@ enum Command {
     Run(commands::run::Args),
     /// Answer one prompt, or a file of them.
     Generate(commands::generate::Args),
+    /// Measure prefill and decode, cold and warm apart, per stage.
+    Bench(commands::bench::Args),
     /// Converse in the terminal.
     Chat(commands::chat::Args),
     /// Answer over HTTP as OpenAI's clients ask, with a page to talk with the model; or JSON lines on stdin and stdout.
@@ -91,6 +93,7 @@ fn main() -> ExitCode {
         Command::Report(args) => commands::report::run(args, &ui),
         Command::Run(args) => commands::run::run(args, &ui),
         Command::Generate(args) => commands::generate::run(args, &ui),
+        Command::Bench(args) => commands::bench::run(args, &ui),
         Command::Chat(args) => commands::chat::run(args, &ui),
         Command::Serve(args) => commands::serve::run(args, &ui),
         Command::Models(args) => commands::models::run(args, &ui),

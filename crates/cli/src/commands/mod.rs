@@ -1,5 +1,6 @@
 //! The commands, a file each.
 
+pub mod bench;
 pub mod build;
 pub mod chat;
 pub mod check;

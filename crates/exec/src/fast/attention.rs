@@ -270,8 +270,10 @@ impl Answer<'_> {
                 scores.iter_mut().zip(mask).for_each(|(score, m)| *score += m);
             }
             scores[seen[i]..].fill(f32::NEG_INFINITY);
-            let peak =
-                scores.chunks_exact(LANES).fold(s.splat(f32::NEG_INFINITY), |peak, v| s.max(peak, s.load_some(v)));
+            let mut peak = s.splat(f32::NEG_INFINITY);
+            for v in scores.chunks_exact(LANES) {
+                peak = s.max(peak, s.load_some(v));
+            }
             let peak = s.splat(s.largest(peak));
             let mut sum = s.splat(0.0);
             for v in scores.chunks_exact_mut(LANES) {

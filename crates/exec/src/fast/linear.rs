@@ -198,9 +198,17 @@ impl Product<'_> {
             Weights::Int8(_, scales) => {
                 let weights = &bytes[row * columns..(row + R) * columns];
                 // SAFETY: `M` tokens from `token` on are there, each of `padded` elements, no fewer than `columns`.
-                let sums = unsafe {
+                let sums: [[i64; M]; R] = unsafe {
                     let x = self.x.ints.add(token * self.x.padded);
-                    integers::<S, R, M>(s, weights, columns, x, self.x.padded)
+                    if M == 1 {
+                        let mut sums = [[0; M]; R];
+                        for (sums, weights) in sums.iter_mut().zip(weights.chunks_exact(columns)) {
+                            *sums = [integers_alone(s, weights, x); M];
+                        }
+                        sums
+                    } else {
+                        integers::<S, R, M>(s, weights, columns, x, self.x.padded)
+                    }
                 };
                 std::array::from_fn(|r| {
                     let scale = scales[if scales.len() == 1 { 0 } else { row + r }];
@@ -235,6 +243,48 @@ impl Product<'_> {
     }
 }
 
+/// As [`integers`] for one row and one token: what a processor reads of weights is then one run of addresses, which its own
+/// prefetching follows best. Integer sums do not mind the order.
+///
+/// # Safety
+/// As for [`integers`].
+#[inline(always)]
+unsafe fn integers_alone<S: Simd>(s: S, weights: &[u8], x: *const i16) -> i64 {
+    let mut total = 0;
+    let mut k = 0;
+    for chunk in weights.chunks(CHUNK) {
+        let w: *const i8 = chunk.as_ptr().cast();
+        let mut sums = [s.zero(); 4];
+        let mut at = 0;
+        while at + 4 * S::STEP <= chunk.len() {
+            s.prefetch(w.wrapping_add(at + ahead()).cast());
+            s.prefetch(w.wrapping_add(at + ahead() + 64).cast());
+            for (i, sum) in sums.iter_mut().enumerate() {
+                let at = at + i * S::STEP;
+                // SAFETY: `STEP` columns from `at` on are within the chunk, and within the row of activations.
+                *sum = unsafe { s.dot(*sum, s.weights(w.add(at)), x.add(k + at)) };
+            }
+            at += 4 * S::STEP;
+        }
+        while at + S::STEP <= chunk.len() {
+            // SAFETY: as above.
+            sums[0] = unsafe { s.dot(sums[0], s.weights(w.add(at)), x.add(k + at)) };
+            at += S::STEP;
+        }
+        if at < chunk.len() {
+            let mut last = [0i8; 32];
+            last.iter_mut().zip(&chunk[at..]).for_each(|(l, &w)| *l = w as i8);
+            // SAFETY: the buffer has `STEP` weights, and the row of activations is padded.
+            sums[1] = unsafe { s.dot(sums[1], s.weights(last.as_ptr()), x.add(k + at)) };
+        }
+        // Modulo 2^32 as the parts are, and exact as the whole is.
+        let both = s.join(s.join(sums[0], sums[1]), s.join(sums[2], sums[3]));
+        total += i64::from(s.total(both));
+        k += chunk.len();
+    }
+    total
+}
+
 /// Exact dot products of `R` rows of int8 with `M` rows of integers.
 ///
 /// # Safety
@@ -257,9 +307,6 @@ unsafe fn integers<S: Simd, const R: usize, const M: usize>(
             for r in 0..R {
                 // SAFETY: `STEP` columns from `k` on are within row `r`.
                 let weights = unsafe { s.weights(w.add(r * columns + k)) };
-                if M == 1 {
-                    s.prefetch(w.wrapping_add(r * columns + k + AHEAD).cast());
-                }
                 for m in 0..M {
                     // SAFETY: and within the row of activations.
                     sums[r][m] = unsafe { s.dot(sums[r][m], weights, x.add(m * padded + k)) };
@@ -312,7 +359,7 @@ unsafe fn halves<S: Simd, const R: usize, const M: usize>(
             // SAFETY: sixteen columns from `k` on are within row `r`.
             rows[r] = unsafe { s.load_f16(w.add(2 * (r * columns + k))) };
             if M == 1 {
-                s.prefetch(w.wrapping_add(2 * (r * columns + k) + AHEAD));
+                s.prefetch(w.wrapping_add(2 * (r * columns + k) + ahead()));
             }
         }
         for m in 0..M {
@@ -338,5 +385,16 @@ unsafe fn halves<S: Simd, const R: usize, const M: usize>(
             }
         }
     }
-    std::array::from_fn(|r| std::array::from_fn(|m| s.sum(sums[r][m])))
+    let mut totals = [[0.0; M]; R];
+    for r in 0..R {
+        for m in 0..M {
+            totals[r][m] = s.sum(sums[r][m]);
+        }
+    }
+    totals
+}
+
+fn ahead() -> usize {
+    static A: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    *A.get_or_init(|| std::env::var("AHEAD").ok().and_then(|v| v.parse().ok()).unwrap_or(AHEAD))
 }

@@ -101,7 +101,13 @@ unsafe impl Simd for Neon {
     #[inline(always)]
     fn exp2i(self, v: Self::F32) -> Self::F32 {
         // SAFETY: see the impl.
-        v.map(|v| unsafe { vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(v), vdupq_n_s32(127)))) })
+        unsafe {
+            let mut out = v;
+            for v in &mut out {
+                *v = vreinterpretq_f32_s32(vshlq_n_s32::<23>(vaddq_s32(vcvtnq_s32_f32(*v), vdupq_n_s32(127))));
+            }
+            out
+        }
     }
     #[inline(always)]
     fn lanes(self, v: Self::F32) -> [f32; LANES] {
@@ -136,6 +142,10 @@ unsafe impl Simd for Neon {
             }
         }
         sum
+    }
+    #[inline(always)]
+    fn join(self, a: Self::Sum, b: Self::Sum) -> Self::Sum {
+        quarters!(vaddq_s32(a, b))
     }
     #[inline(always)]
     fn total(self, sum: Self::Sum) -> i32 {

@@ -15,7 +15,8 @@ pub const LANES: usize = 16;
 ///
 /// # Safety
 /// An implementor may only be constructed on a processor that has every instruction its methods use. All methods are
-/// `inline(always)` and only to be called within [`Isa::run`], or they are slow.
+/// `inline(always)` and only to be called within [`Isa::run`], and there in loops, not in closures: a closure is compiled for
+/// the plain processor unless it happens to be inlined, and then every operation is a call.
 pub unsafe trait Simd: Copy + Send + Sync {
     /// Sixteen floats.
     type F32: Copy;
@@ -82,6 +83,8 @@ pub unsafe trait Simd: Copy + Send + Sync {
     /// # Safety
     /// [`STEP`](Self::STEP) integers can be read at `x`.
     unsafe fn dot(self, sum: Self::Sum, weights: Self::Weights, x: *const i16) -> Self::Sum;
+    /// Two sums as one.
+    fn join(self, a: Self::Sum, b: Self::Sum) -> Self::Sum;
     /// The whole of a sum, modulo 2^32.
     fn total(self, sum: Self::Sum) -> i32;
     /// Asks for memory that will be read soon. The address need not be valid.
@@ -322,6 +325,10 @@ unsafe impl Simd for Plain {
         // SAFETY: as the caller promises.
         let x = unsafe { x.cast::<[i16; 32]>().read_unaligned() };
         weights.iter().zip(&x).fold(sum, |sum, (&w, &x)| sum.wrapping_add(i32::from(w) * i32::from(x)))
+    }
+    #[inline(always)]
+    fn join(self, a: i32, b: i32) -> i32 {
+        a.wrapping_add(b)
     }
     #[inline(always)]
     fn total(self, sum: i32) -> i32 {

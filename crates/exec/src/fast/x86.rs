@@ -172,6 +172,11 @@ unsafe impl Simd for Avx512 {
         unsafe { _mm512_dpwssd_epi32(sum, weights, _mm512_loadu_si512(x.cast())) }
     }
     #[inline(always)]
+    fn join(self, a: __m512i, b: __m512i) -> __m512i {
+        // SAFETY: see the impl.
+        unsafe { _mm512_add_epi32(a, b) }
+    }
+    #[inline(always)]
     fn total(self, sum: __m512i) -> i32 {
         // SAFETY: see the impl.
         unsafe { _mm512_reduce_add_epi32(sum) }
@@ -275,10 +280,15 @@ unsafe impl Simd for Avx2 {
     #[inline(always)]
     fn exp2i(self, v: Self::F32) -> Self::F32 {
         // SAFETY: see the impl.
-        v.map(|v| unsafe {
-            let biased = _mm256_add_epi32(_mm256_cvtps_epi32(v), _mm256_set1_epi32(127));
-            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased))
-        })
+        unsafe {
+            let bias = _mm256_set1_epi32(127);
+            let biased =
+                [_mm256_add_epi32(_mm256_cvtps_epi32(v[0]), bias), _mm256_add_epi32(_mm256_cvtps_epi32(v[1]), bias)];
+            [
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased[0])),
+                _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased[1])),
+            ]
+        }
     }
     #[inline(always)]
     fn lanes(self, v: Self::F32) -> [f32; LANES] {
@@ -314,6 +324,10 @@ unsafe impl Simd for Avx2 {
             let products = [_mm256_madd_epi16(weights[0], x[0]), _mm256_madd_epi16(weights[1], x[1])];
             [_mm256_add_epi32(sum[0], products[0]), _mm256_add_epi32(sum[1], products[1])]
         }
+    }
+    #[inline(always)]
+    fn join(self, a: Self::Sum, b: Self::Sum) -> Self::Sum {
+        both!(_mm256_add_epi32(a, b))
     }
     #[inline(always)]
     fn total(self, sum: Self::Sum) -> i32 {

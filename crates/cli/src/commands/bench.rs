@@ -1,0 +1,222 @@
+//! `anemone bench`: how fast a bundle answers here, stage by stage.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use anemone_chat::engine::{Logits, Stages};
+use anemone_chat::{Engine, Sampler, SamplingOptions, Session};
+use anemone_gate::journal::{self, Heading, Line};
+use anyhow::{Result, bail};
+use clap::Parser;
+use serde_json::{Value as Json, json};
+
+use crate::Outcome;
+use crate::options::{NumericsArg, RuntimeArgs};
+use crate::ui::{self, Ui};
+
+/// Measure prefill and decode, cold and warm apart, per stage.
+#[derive(Parser)]
+#[command(
+    after_help = "The prompt is made of seeded token ids, so nothing depends on a text. Rates are medians over the repetitions; the first \
+    repetition warms up and is reported apart, as cold. Energy: not measured.
+
+Example: anemone bench smollm2.anemone --prompt 512 --generate 128 --threads 2"
+)]
+pub struct Args {
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Tokens of the prompt.
+    #[arg(long, default_value_t = 512)]
+    pub prompt: usize,
+    /// Tokens generated after it.
+    #[arg(long, default_value_t = 128)]
+    pub generate: usize,
+    /// Repetitions, besides the cold one.
+    #[arg(long, default_value_t = 3)]
+    pub repeat: usize,
+    /// Fill the context with the prompt before generating; otherwise generation begins in an empty one.
+    #[arg(long)]
+    pub after_prompt: bool,
+    /// Do not write the result into the bundle's journal.
+    #[arg(long)]
+    pub no_journal: bool,
+    /// As JSON.
+    #[arg(long)]
+    pub json: bool,
+    #[command(flatten)]
+    pub runtime: RuntimeArgs,
+}
+
+/// One repetition.
+struct Pass {
+    prefill: Duration,
+    tokens: Vec<Duration>,
+    sampling: Duration,
+    stages: Stages,
+}
+
+impl Pass {
+    fn decode(&self) -> Duration {
+        self.tokens.iter().sum()
+    }
+}
+
+pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
+    let runtime = args.runtime.runtime(NumericsArg::Fast);
+    let start = Instant::now();
+    let engine = Engine::open(&args.bundle, runtime.as_ref())?;
+    let load = start.elapsed();
+    let context = engine.contract().context;
+    let needed = args.generate + if args.after_prompt { args.prompt } else { 0 };
+    if needed.max(args.prompt) > context || args.prompt == 0 || args.generate < 2 {
+        bail!(
+            "a prompt of {} and {} tokens after it do not fit the bundle's context of {context} (at least 1 and 2); \
+             choose fewer with --prompt and --generate, or build with --context",
+            args.prompt,
+            args.generate
+        );
+    }
+    let bar = ui.steps(1 + args.repeat as u64);
+    bar.doing("bench");
+    let mut passes = Vec::new();
+    for _ in 0..=args.repeat {
+        passes.push(pass(&engine, &args)?);
+        bar.advance(1);
+    }
+    drop(bar);
+    let cold = passes.remove(0);
+    if passes.is_empty() {
+        bail!("--repeat must be at least 1");
+    }
+    let figures = figures(&args, &runtime.describe(), load, &cold, &passes);
+    if !args.no_journal {
+        let text = format!(
+            "bench on {}: prefill {} at {:.1} tokens/s, decode at {:.1}; cold {:.1} and {:.1}; energy not measured",
+            runtime.describe(),
+            args.prompt,
+            figures["prefill"]["rate"].as_f64().unwrap_or_default(),
+            figures["decode"]["rate"].as_f64().unwrap_or_default(),
+            figures["cold"]["prefill_rate"].as_f64().unwrap_or_default(),
+            figures["cold"]["decode_rate"].as_f64().unwrap_or_default(),
+        );
+        let hash = engine.manifest().hash();
+        journal::append(&journal::of_bundle(&args.bundle), &[Line::now(Heading::Result, text, Some(&hash))])?;
+    }
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&figures)?),
+        false => table(&figures),
+    }
+    Ok(Outcome::Done)
+}
+
+/// Token ids that look random and are the same everywhere (splitmix64).
+fn prompt(vocab: usize, count: usize) -> Vec<u32> {
+    let mut state = 42u64;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = state;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) % vocab as u64) as u32
+    };
+    (0..count).map(|_| next()).collect()
+}
+
+fn pass(engine: &Engine, args: &Args) -> Result<Pass> {
+    let ids = prompt(engine.contract().vocab, args.prompt);
+    let mut logits = Vec::new();
+    let mut session: Session<'_> = engine.session()?;
+    let start = Instant::now();
+    session.feed_into(&ids, Logits::Last, &mut logits)?;
+    let prefill = start.elapsed();
+    if !args.after_prompt {
+        session.truncate(0);
+    }
+    let mut sampler = Sampler::new(SamplingOptions::greedy())?;
+    let (before, mut tokens, mut sampling) = (session.stages(), Vec::with_capacity(args.generate), Duration::ZERO);
+    for _ in 0..args.generate {
+        let start = Instant::now();
+        let id = sampler.choose(&logits, &[], None)?.id;
+        let drawn = start.elapsed();
+        session.feed_into(&[id], Logits::Last, &mut logits)?;
+        sampling += drawn;
+        tokens.push(start.elapsed());
+    }
+    let after = session.stages();
+    let stages = Stages {
+        layers: after.layers - before.layers,
+        head: after.head - before.head,
+        host: after.host - before.host,
+    };
+    Ok(Pass { prefill, tokens, sampling, stages })
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let n = values.len();
+    match n {
+        0 => f64::NAN,
+        n if n % 2 == 1 => values[n / 2],
+        n => (values[n / 2 - 1] + values[n / 2]) / 2.0,
+    }
+}
+
+fn figures(args: &Args, runtime: &str, load: Duration, cold: &Pass, warm: &[Pass]) -> Json {
+    let over = |f: &dyn Fn(&Pass) -> f64| median(warm.iter().map(f).collect());
+    let prefill_rate = |p: &Pass| args.prompt as f64 / p.prefill.as_secs_f64();
+    let decode_rate = |p: &Pass| args.generate as f64 / p.decode().as_secs_f64();
+    let each = |part: Duration| part.as_secs_f64() * 1e6 / args.generate as f64;
+    let mut latencies: Vec<f64> = warm.iter().flat_map(|p| &p.tokens).map(|t| t.as_secs_f64() * 1e3).collect();
+    latencies.sort_by(f64::total_cmp);
+    let at = |part: f64| latencies[((latencies.len() - 1) as f64 * part).round() as usize];
+    json!({
+        "runtime": runtime,
+        "repeat": warm.len(),
+        "load_ms": load.as_secs_f64() * 1e3,
+        "prefill": {"tokens": args.prompt, "rate": over(&prefill_rate)},
+        "decode": {
+            "tokens": args.generate,
+            "after_prompt": args.after_prompt,
+            "rate": over(&decode_rate),
+            "latency_ms": {"p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": at(1.0)},
+            "per_token_us": {
+                "layers": over(&|p| each(p.stages.layers)),
+                "head": over(&|p| each(p.stages.head)),
+                "host": over(&|p| each(p.stages.host)),
+                "sampling": over(&|p| each(p.sampling)),
+            },
+        },
+        "cold": {"prefill_rate": prefill_rate(cold), "decode_rate": decode_rate(cold)},
+        "energy": "not measured",
+    })
+}
+
+fn table(f: &Json) {
+    let rate = |v: &Json| format!("{:.1}", v.as_f64().unwrap_or(f64::NAN));
+    println!("{}, {} repetitions, loaded in {} ms\n", f["runtime"].as_str().unwrap_or(""), f["repeat"], rate(&f["load_ms"]));
+    ui::table(
+        &["", "tokens", "warm tokens/s", "cold tokens/s"],
+        &[
+            vec![
+                "prefill".into(),
+                f["prefill"]["tokens"].to_string(),
+                rate(&f["prefill"]["rate"]),
+                rate(&f["cold"]["prefill_rate"]),
+            ],
+            vec![
+                "decode".into(),
+                f["decode"]["tokens"].to_string(),
+                rate(&f["decode"]["rate"]),
+                rate(&f["cold"]["decode_rate"]),
+            ],
+        ],
+    );
+    println!();
+    let (us, ms) = (&f["decode"]["per_token_us"], &f["decode"]["latency_ms"]);
+    let stage = |name: &str| vec![name.to_owned(), rate(&us[name])];
+    ui::table(&["stage of a token", "us"], &["layers", "head", "host", "sampling"].map(stage));
+    println!();
+    let latency = |name: &str| vec![name.to_owned(), rate(&ms[name])];
+    ui::table(&["latency of a token", "ms"], &["p50", "p90", "p99", "max"].map(latency));
+    println!("\nenergy: not measured");
+}
