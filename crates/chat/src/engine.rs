@@ -255,13 +255,17 @@ impl Engine {
         while done < n {
             let (function, tokens) = self.block(&self.head, n - done);
             let len = tokens.min(n - done);
-            let call = kept(calls, |call| call.x.shape()[2] == tokens, || {
-                let part = |slice: &manifest::Shard| blank(slice.range().len(), tokens, self.float);
-                HeadCall {
-                    x: blank(width, tokens, self.float),
-                    parts: self.manifest.head.iter().map(part).collect(),
-                }
-            });
+            let call = kept(
+                calls,
+                |call| call.x.shape()[2] == tokens,
+                || {
+                    let part = |slice: &manifest::Shard| blank(slice.range().len(), tokens, self.float);
+                    HeadCall {
+                        x: blank(width, tokens, self.float),
+                        parts: self.manifest.head.iter().map(part).collect(),
+                    }
+                },
+            );
             host::set_columns(&mut call.x, &rows[done * width..(done + len) * width]);
             let slices = self.manifest.head.iter().zip(&mut call.parts);
             for ((shard, state), (slice, part)) in self.head.iter().zip(states.iter_mut()).zip(slices) {
@@ -427,21 +431,19 @@ impl Session<'_> {
 
     /// One call of every layer shard; the wanted columns of the last hidden state are appended to `rows`. Returns how long the
     /// shards took.
-    fn step(
-        &mut self,
-        block: &[u32],
-        function: usize,
-        tokens: usize,
-        wanted: Range<usize>,
-    ) -> Result<Duration, Error> {
+    fn step(&mut self, block: &[u32], function: usize, tokens: usize, wanted: Range<usize>) -> Result<Duration, Error> {
         let engine = self.engine;
         let c = engine.contract();
-        let call = kept(&mut self.layer_calls, |call| call.x.shape()[2] == tokens, || LayerCall {
-            host: HostInputs::new(c, 0, 1, tokens, engine.float),
-            embedded: Vec::new(),
-            x: blank(c.width, tokens, engine.float),
-            hidden: [blank(c.width, tokens, engine.float), blank(c.width, tokens, engine.float)],
-        });
+        let call = kept(
+            &mut self.layer_calls,
+            |call| call.x.shape()[2] == tokens,
+            || LayerCall {
+                host: HostInputs::new(c, 0, 1, tokens, engine.float),
+                embedded: Vec::new(),
+                x: blank(c.width, tokens, engine.float),
+                hidden: [blank(c.width, tokens, engine.float), blank(c.width, tokens, engine.float)],
+            },
+        );
         call.host.set(c, &engine.frequencies, self.position, block.len());
         call.embedded.clear();
         host::extend_embedded(c, &engine.embedding, block, &mut call.embedded);

@@ -143,11 +143,8 @@ fn pass(engine: &Engine, args: &Args) -> Result<Pass> {
         tokens.push(start.elapsed());
     }
     let after = session.stages();
-    let stages = Stages {
-        layers: after.layers - before.layers,
-        head: after.head - before.head,
-        host: after.host - before.host,
-    };
+    let stages =
+        Stages { layers: after.layers - before.layers, head: after.head - before.head, host: after.host - before.host };
     Ok(Pass { prefill, tokens, sampling, stages })
 }
 
@@ -193,7 +190,12 @@ fn figures(args: &Args, runtime: &str, load: Duration, cold: &Pass, warm: &[Pass
 
 fn table(f: &Json) {
     let rate = |v: &Json| format!("{:.1}", v.as_f64().unwrap_or(f64::NAN));
-    println!("{}, {} repetitions, loaded in {} ms\n", f["runtime"].as_str().unwrap_or(""), f["repeat"], rate(&f["load_ms"]));
+    println!(
+        "{}, {} repetitions, loaded in {} ms\n",
+        f["runtime"].as_str().unwrap_or(""),
+        f["repeat"],
+        rate(&f["load_ms"])
+    );
     ui::table(
         &["", "tokens", "warm tokens/s", "cold tokens/s"],
         &[

@@ -1,6 +1,6 @@
 //! Weights times activations: `y[t] = W x[t] + b`, for a few tokens at a time.
 //!
-//! Weights stay as the package stores them and are read once for all tokens of a call.
+//! Weights keep the form in which the package stores them and are read once for all tokens of a call.
 //!
 //! **8-bit weights** meet 16-bit activations: each token's row is scaled so that its largest magnitude becomes 32767 and rounded,
 //! which costs a relative 2^-16 of that maximum (8 bits would cost as much as the weights' own rounding). Products are summed
@@ -15,6 +15,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anemone_mil::ir::Literal;
+use memmap2::MmapMut;
 
 use super::simd::{LANES, Simd, Task};
 
@@ -29,43 +30,61 @@ const ROWS: usize = 4;
 /// Tokens whose activations are gone through before the next rows: they stay in the second-level cache meanwhile.
 const PANEL: usize = 48;
 /// How far ahead of the arithmetic weights are asked for, in bytes.
-const AHEAD: usize = 4096;
+const AHEAD: usize = 512;
 
-/// A constant matrix `[rows, columns]`, row-major, as its package stores it.
+/// A constant matrix `[rows, columns]`, row-major.
 #[derive(Clone, Debug)]
 pub struct Matrix {
     /// Outputs.
     pub rows: usize,
     /// Inputs.
     pub columns: usize,
-    /// The elements.
+    /// What the bytes mean.
     pub elements: Weights,
+    /// The bytes.
+    pub data: Bytes,
 }
 
-/// The elements of a [`Matrix`].
+/// What the bytes of a [`Matrix`] mean.
 #[derive(Clone, Debug)]
 pub enum Weights {
     /// int8 with a scale for each row, or one for all.
-    Int8(Literal, Arc<[f32]>),
+    Int8(Arc<[f32]>),
     /// fp16.
-    Half(Literal),
+    Half,
+}
+
+/// Where the bytes of a [`Matrix`] are.
+#[derive(Clone, Debug)]
+pub enum Bytes {
+    /// As the package stores them, in its mapped file.
+    Stored(Literal),
+    /// A part of a copy; see [`resident`](super::resident).
+    Resident(Arc<MmapMut>, Range<usize>),
+}
+
+impl Bytes {
+    /// The bytes.
+    pub fn get(&self) -> &[u8] {
+        match self {
+            Bytes::Stored(literal) => literal.bytes().unwrap_or_default(),
+            Bytes::Resident(map, range) => &map[range.clone()],
+        }
+    }
 }
 
 impl Matrix {
-    fn bytes(&self) -> &[u8] {
-        match &self.elements {
-            Weights::Int8(data, _) | Weights::Half(data) => data.bytes().unwrap_or_default(),
-        }
+    /// The bytes.
+    pub fn bytes(&self) -> &[u8] {
+        self.data.get()
     }
 
     /// Whether there are as many bytes and scales as the shape says.
     pub fn is_whole(&self) -> bool {
         let n = self.rows.checked_mul(self.columns);
         match &self.elements {
-            Weights::Int8(_, scales) => {
-                Some(self.bytes().len()) == n && (scales.len() == 1 || scales.len() == self.rows)
-            }
-            Weights::Half(_) => Some(self.bytes().len()) == n.and_then(|n| n.checked_mul(2)),
+            Weights::Int8(scales) => Some(self.bytes().len()) == n && (scales.len() == 1 || scales.len() == self.rows),
+            Weights::Half => Some(self.bytes().len()) == n.and_then(|n| n.checked_mul(2)),
         }
     }
 }
@@ -195,7 +214,7 @@ impl Product<'_> {
         let columns = self.matrix.columns;
         let bytes = self.matrix.bytes();
         let sums: [[f32; M]; R] = match &self.matrix.elements {
-            Weights::Int8(_, scales) => {
+            Weights::Int8(scales) => {
                 let weights = &bytes[row * columns..(row + R) * columns];
                 // SAFETY: `M` tokens from `token` on are there, each of `padded` elements, no fewer than `columns`.
                 let sums: [[i64; M]; R] = unsafe {
@@ -216,7 +235,7 @@ impl Product<'_> {
                     std::array::from_fn(|m| sums[r][m] as f32 * (scale * unsafe { *self.x.scales.add(token + m) }))
                 })
             }
-            Weights::Half(_) => {
+            Weights::Half => {
                 let weights = &bytes[2 * row * columns..2 * (row + R) * columns];
                 // SAFETY: as above.
                 unsafe {
@@ -257,8 +276,8 @@ unsafe fn integers_alone<S: Simd>(s: S, weights: &[u8], x: *const i16) -> i64 {
         let mut sums = [s.zero(); 4];
         let mut at = 0;
         while at + 4 * S::STEP <= chunk.len() {
-            s.prefetch(w.wrapping_add(at + ahead()).cast());
-            s.prefetch(w.wrapping_add(at + ahead() + 64).cast());
+            s.prefetch(w.wrapping_add(at + AHEAD).cast());
+            s.prefetch(w.wrapping_add(at + AHEAD + 64).cast());
             for (i, sum) in sums.iter_mut().enumerate() {
                 let at = at + i * S::STEP;
                 // SAFETY: `STEP` columns from `at` on are within the chunk, and within the row of activations.
@@ -359,7 +378,7 @@ unsafe fn halves<S: Simd, const R: usize, const M: usize>(
             // SAFETY: sixteen columns from `k` on are within row `r`.
             rows[r] = unsafe { s.load_f16(w.add(2 * (r * columns + k))) };
             if M == 1 {
-                s.prefetch(w.wrapping_add(2 * (r * columns + k) + ahead()));
+                s.prefetch(w.wrapping_add(2 * (r * columns + k) + AHEAD));
             }
         }
         for m in 0..M {
@@ -392,9 +411,4 @@ unsafe fn halves<S: Simd, const R: usize, const M: usize>(
         }
     }
     totals
-}
-
-fn ahead() -> usize {
-    static A: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
-    *A.get_or_init(|| std::env::var("AHEAD").ok().and_then(|v| v.parse().ok()).unwrap_or(AHEAD))
 }

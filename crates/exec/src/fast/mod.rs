@@ -6,7 +6,7 @@
 //! portable runtime, so that every package works.
 //!
 //! Values are f32 throughout, whatever float type the program declares, as in `exact`; only what meets 8-bit weights is rounded,
-//! to 16 bits ([`linear`]). Weights are read from the mapped file.
+//! to 16 bits ([`linear`]). Weights are copied once, to large pages ([`resident`]).
 //!
 //! **Invariants.** A token's result is equal bit for bit whatever the number of tokens in its call, of threads, or the instruction
 //! set: each kernel fixes the order of its sums for one token alone, and units of work that threads share out at will never
@@ -20,6 +20,7 @@ mod linear;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod plan;
+mod resident;
 mod rows;
 mod select;
 mod simd;
@@ -107,7 +108,10 @@ impl Fast {
         let plans: Result<Vec<Plan>, (usize, String)> =
             (0..program.functions.len()).map(|i| plan(i).map_err(|reason| (i, reason))).collect();
         let form = match plans {
-            Ok(plans) => Form::Planned { plans },
+            Ok(mut plans) => {
+                resident::gather(plans.iter_mut().flat_map(Plan::matrices), &self.team);
+                Form::Planned { plans }
+            }
             Err((index, reason)) => {
                 let reason = format!("{}: {reason}", program.functions[index].name);
                 let options = Options { threads: *threads, memory_limit: *memory_limit, headroom: false };
@@ -534,7 +538,7 @@ impl Call<'_> {
     /// Every thread needs the whole input of a projection. One token's row is sooner computed by each than waited for.
     fn linear(&self, thread: usize, number: usize, source: &RowSource, parts: &[Part]) {
         let padded = source.width().next_multiple_of(linear::PADDING);
-        let int8 = parts.iter().any(|p| matches!(p.matrix.elements, Weights::Int8(..)));
+        let int8 = parts.iter().any(|p| matches!(p.matrix.elements, Weights::Int8(_)));
         let alone = self.tokens == 1;
         let own = if alone { thread } else { self.threads };
         // SAFETY: a thread's own, or the shared one, of which each thread writes the rows of its tokens.

@@ -216,6 +216,15 @@ impl Plan {
         Ok(Self { tokens, elastic, steps, width, inputs: kept, input_axes, outputs, masks, longest })
     }
 
+    /// Every constant matrix, in the order in which a call reads them.
+    pub fn matrices(&mut self) -> impl Iterator<Item = &mut Matrix> {
+        let parts = self.steps.iter_mut().filter_map(|step| match step {
+            Step::Linear { parts, .. } => Some(parts),
+            _ => None,
+        });
+        parts.flatten().map(|part| &mut part.matrix)
+    }
+
     /// One line for each step: what it is, and of what size.
     pub fn listing(&self) -> Vec<String> {
         self.steps.iter().map(Step::describe).collect()
@@ -300,8 +309,8 @@ impl Step {
                 let _ = write!(line, "linear [{}] ->", source.width());
                 for part in parts {
                     let kind = match part.matrix.elements {
-                        Weights::Int8(..) => "int8",
-                        Weights::Half(_) => "fp16",
+                        Weights::Int8(_) => "int8",
+                        Weights::Half => "fp16",
                     };
                     let _ = write!(line, " {}x{kind}", part.matrix.rows);
                     line.push_str(if part.bias.is_some() { " + bias" } else { "" });

@@ -19,12 +19,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use anemone_mil::ir::{Arg, Dtype, ValueId};
+use anemone_mil::ir::{Arg, Dtype, Literal, ValueId};
 use anemone_mil::ops::Call;
 
 use super::attention::{Attention, MOST_HEAD_DIM};
 use super::graph::Graph;
-use super::linear::{Matrix, Weights};
+use super::linear::{Bytes, Matrix, Weights};
 use super::plan::{CacheSpec, Part, Step};
 use super::rows::{Rotation, RowSource, Turned, View};
 use crate::portable::constants::Shared;
@@ -373,13 +373,13 @@ impl<'a> Selector<'a> {
         if value.dtype != Dtype::F16 {
             return None;
         }
-        let elements = match value.data {
-            Elements::Stored(Stored::Bytes { data, scales }) => Weights::Int8(data, scales),
-            Elements::Stored(Stored::Halves(literal)) => Weights::Half(literal),
-            Elements::Floats(v) => Weights::Half(anemone_mil::ir::Literal::f16s(&shape, &v)),
+        let (elements, data) = match value.data {
+            Elements::Stored(Stored::Bytes { data, scales }) => (Weights::Int8(scales), data),
+            Elements::Stored(Stored::Halves(literal)) => (Weights::Half, literal),
+            Elements::Floats(v) => (Weights::Half, Literal::f16s(&shape, &v)),
             Elements::Ints(_) => return None,
         };
-        Some(Matrix { rows, columns, elements }).filter(Matrix::is_whole)
+        Some(Matrix { rows, columns, elements, data: Bytes::Stored(data) }).filter(Matrix::is_whole)
     }
 
     fn norm(&self, id: ValueId, axis: Option<usize>) -> Option<Source> {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use super::attention::{Answer, Attention, Masked, Masks, Write};
 use super::cache::Cache;
-use super::linear::{Activations, Matrix, Output, PADDING, Product, Weights, round_row};
+use super::linear::{Activations, Bytes, Matrix, Output, PADDING, Product, Weights, round_row};
 use super::rows::{Arena, Prepared, Rotation, Row, RowSource, Turned, View};
 use super::simd::{Isa, LANES, Simd, Task, exp};
 
@@ -106,17 +106,23 @@ impl Case {
                 |i: usize| f64::from(ints[i]) * f64::from(scales[if scales.len() == 1 { 0 } else { i / columns }]);
             let values = (0..ints.len()).map(value).collect();
             let data = Literal::from_bytes(shape, ints.iter().map(|&v| v as u8).collect::<Vec<_>>());
-            (Weights::Int8(data, scales.clone().into()), values)
+            ((Weights::Int8(scales.clone().into()), data), values)
         } else {
             let halves: Vec<half::f16> = noise_.iter().map(|&v| half::f16::from_f32(v)).collect();
             let values = halves.iter().map(|v| v.to_f64()).collect();
             let bytes = halves.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<_>>();
-            (Weights::Half(Literal::from_bytes(shape, bytes)), values)
+            ((Weights::Half, Literal::from_bytes(shape, bytes)), values)
         };
         // A few large ones, as activations have.
         let mut x = noise(seed + 2, tokens * columns);
         x.iter_mut().step_by(97).for_each(|v| *v *= 30.0);
-        Self { matrix: Matrix { rows, columns, elements }, values, x, bias: noise(seed + 3, rows) }
+        let (elements, data) = elements;
+        Self {
+            matrix: Matrix { rows, columns, elements, data: Bytes::Stored(data) },
+            values,
+            x,
+            bias: noise(seed + 3, rows),
+        }
     }
 
     fn run(&self, isa: Isa, blocks: &[usize]) -> Vec<f32> {
@@ -343,11 +349,11 @@ fn activations_never_overflow_their_sums() {
     for columns in [2048, 8192] {
         let shape = TensorType::new(Dtype::I8, &[4, columns]);
         let data = Literal::from_bytes(shape, vec![(-128i8) as u8; 4 * columns]);
-        let elements = Weights::Int8(data, vec![1.0].into());
+        let elements = Weights::Int8(vec![1.0].into());
         let x = vec![-3.0f32; columns];
         let case = Case {
             values: vec![-128.0; 4 * columns],
-            matrix: Matrix { rows: 4, columns, elements },
+            matrix: Matrix { rows: 4, columns, elements, data: Bytes::Stored(data) },
             x,
             bias: vec![0.0; 4],
         };
