@@ -4,6 +4,7 @@ mod cache;
 mod commands;
 mod npz;
 mod options;
+mod runtime;
 mod serve;
 mod speak;
 mod ui;
@@ -65,6 +66,10 @@ enum Command {
     Completions(commands::shell::Completions),
     /// Write manual pages.
     Man(commands::shell::Man),
+    /// What this machine can do, what it cannot, and why.
+    Doctor(commands::doctor::Args),
+    /// What compute plans said against the placement rules.
+    Observations(commands::observations::Args),
 }
 
 /// What a command that did its work has to say by its exit code.
@@ -99,6 +104,8 @@ fn main() -> ExitCode {
         Command::Models(args) => commands::models::run(args, &ui),
         Command::Completions(args) => commands::shell::completions(args, Cli::command()),
         Command::Man(args) => commands::shell::man(args, Cli::command()),
+        Command::Doctor(args) => commands::doctor::run(args, &ui),
+        Command::Observations(args) => commands::observations::run(args),
     };
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -4,16 +4,24 @@ use std::path::Path;
 use std::sync::Arc;
 
 use anemone_bundle::contract::WeightMode;
-use anemone_exec::{self as exec, Fast, FastOptions, Numerics, Portable, Runtime};
+use anemone_exec::{self as exec, Numerics};
 use anemone_gguf::Gguf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 
-/// How the portable runtime computes.
+use crate::runtime::Chosen;
+
+/// What a command runs on.
 #[derive(Args, Clone)]
 pub struct RuntimeArgs {
-    /// How numbers are computed: `exact` op by op in f32, `ane` rounds to fp16 at every op, as the Neural Engine is known to,
-    /// `fast` in fused kernels. Answers come `fast` and gates judge `exact`, if nothing else is said.
+    /// What runs the shards: Core ML, on a Mac, or the program's own runtime, anywhere.
+    #[arg(long, value_enum, default_value_t = RuntimeArg::HERE)]
+    pub runtime: RuntimeArg,
+    /// Where Core ML may compute. The GPU is used where it is named here, and not otherwise.
+    #[arg(long, value_enum, default_value_t = UnitsArg::Ane)]
+    pub units: UnitsArg,
+    /// How the portable runtime computes: `exact` op by op in f32, `ane` rounds to fp16 at every op, as the Neural Engine is
+    /// known to, `fast` in fused kernels. Answers come `fast` and gates judge `exact`, if nothing else is said.
     #[arg(long, value_enum)]
     pub numerics: Option<NumericsArg>,
     /// Threads; all cores where not given. Results do not depend on it.
@@ -21,7 +29,32 @@ pub struct RuntimeArgs {
     pub threads: Option<usize>,
 }
 
-/// See [`Numerics`].
+/// The runtimes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum RuntimeArg {
+    /// Core ML: on a Mac only, and the default there.
+    Coreml,
+    /// The program's own.
+    Portable,
+}
+
+impl RuntimeArg {
+    /// The default of this machine.
+    pub const HERE: Self = if cfg!(target_os = "macos") { Self::Coreml } else { Self::Portable };
+}
+
+/// Where Core ML may compute.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum UnitsArg {
+    /// The Neural Engine, and the CPU for what it does not take.
+    Ane,
+    /// The CPU alone.
+    Cpu,
+    /// Whatever Core ML likes, the GPU among it.
+    All,
+}
+
+/// See [`Numerics`](exec::Numerics).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum NumericsArg {
     /// f32 throughout.
@@ -32,20 +65,22 @@ pub enum NumericsArg {
     Fast,
 }
 
+impl Default for RuntimeArgs {
+    fn default() -> Self {
+        Self { runtime: RuntimeArg::HERE, units: UnitsArg::Ane, numerics: None, threads: None }
+    }
+}
+
 impl RuntimeArgs {
-    /// The runtime, with these numerics where the user asked for none.
-    pub fn runtime(&self, default: NumericsArg) -> Box<dyn Runtime> {
-        match self.numerics.unwrap_or(default) {
-            NumericsArg::Exact => Box::new(Portable::new(Numerics::Exact, self.portable_options())),
-            NumericsArg::Ane => Box::new(Portable::new(Numerics::Ane, self.portable_options())),
-            NumericsArg::Fast => {
-                let exec::Options { threads, memory_limit, .. } = self.portable_options();
-                Box::new(Fast::new(FastOptions { threads, memory_limit, ..FastOptions::default() }))
-            }
+    /// The runtime that was asked for; the portable one with these numerics where the user asked for none.
+    pub fn choose(&self, default: NumericsArg) -> Result<Chosen> {
+        match self.runtime {
+            RuntimeArg::Coreml => Chosen::core_ml(self.units),
+            RuntimeArg::Portable => Ok(Chosen::portable(self, default)),
         }
     }
 
-    /// What a gate holds its findings to: the fast runtime means what the exact one does.
+    /// What a gate holds the portable runtime's findings to: the fast one means what the exact one does.
     pub fn judged_as(&self) -> Numerics {
         match self.numerics {
             Some(NumericsArg::Ane) => Numerics::Ane,

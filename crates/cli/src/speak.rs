@@ -24,7 +24,9 @@ impl Speaker {
     pub fn open(bundle: &Path, runtime: &RuntimeArgs, ui: &Ui) -> Result<Self> {
         let bar = ui.steps(1);
         bar.doing("loading");
-        let engine = Engine::open(bundle, runtime.runtime(NumericsArg::Fast).as_ref())?;
+        let chosen = runtime.choose(NumericsArg::Fast)?;
+        let engine = Engine::open(bundle, chosen.runtime())?;
+        chosen.tell_loads(ui);
         let voice = Voice::open(bundle).with_context(|| bundle.display().to_string())?;
         Ok(Self { engine, voice })
     }

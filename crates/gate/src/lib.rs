@@ -25,6 +25,7 @@ pub mod smoke;
 pub mod stack_golden;
 mod stages;
 pub mod subject;
+pub mod sweep;
 pub mod thresholds;
 pub mod verdict;
 pub mod weights;

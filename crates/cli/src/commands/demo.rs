@@ -31,7 +31,7 @@ pub struct Args {
 }
 
 /// A trained model with Phi-4-mini's contract, 2.6 million parameters (`fixtures/miniature`).
-const MODEL: &[u8] = include_bytes!("../../../../fixtures/miniature/miniature-f16.gguf");
+pub const MODEL: &[u8] = include_bytes!("../../../../fixtures/miniature/miniature-f16.gguf");
 
 /// The question the published pipeline answered with garbage.
 const QUESTION: &str = "write hello world in Erlang";

@@ -12,7 +12,7 @@ use super::proof::ProofArgs;
 use super::target::TargetArgs;
 use super::{journal, smoke};
 use crate::Outcome;
-use crate::options::{RuntimeArgs, open_source};
+use crate::options::{NumericsArg, RuntimeArgs, open_source};
 use crate::ui::{self, Ui};
 
 /// Judge a bundle against the model it was built from. Findings are appended to the bundle's evidence.
@@ -53,7 +53,7 @@ pub enum Gate {
     Contract,
     /// Every package is well formed.
     Compile,
-    /// Where every op would be placed: a prediction.
+    /// Where every op is placed: Core ML's compute plan, or a prediction where there is no Core ML.
     Residency,
     /// Every row that a package stores is the source's, as near as its encoding allows.
     Weights,
@@ -112,7 +112,10 @@ pub fn judge(
                 findings.extend(contract::judge(subject, |bytes| bar.advance(bytes)));
             }
             Gate::Compile => findings.extend(compile::judge(subject)),
-            Gate::Residency => findings.extend(residency::judge(subject, target)),
+            Gate::Residency => {
+                let measured = runtime.choose(NumericsArg::Exact)?.residency(subject);
+                findings.extend(measured.unwrap_or_else(|| residency::judge(subject, target)));
+            }
             Gate::Smoke => {
                 findings.push(smoke::judge(&subject.folder, &subject.manifest, None, smoke::MAX_TOKENS, runtime, ui)?.0)
             }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::gate::Gate;
-use crate::options::{NumericsArg, RuntimeArgs};
+use crate::options::RuntimeArgs;
 use crate::ui::Ui;
 
 /// What the gates that run a bundle may be told.
@@ -66,10 +66,10 @@ impl ProofArgs {
         runtime: &RuntimeArgs,
         ui: &Ui,
     ) -> Result<Vec<Finding>> {
-        let numerics = runtime.judged_as();
-        let runs_on = runtime.runtime(NumericsArg::Exact);
-        let engine = Engine::open(&subject.folder, runs_on.as_ref())?;
-        let run = Run { engine: &engine, measured_on: runs_on.describe(), numerics };
+        let chosen = runtime.choose(NumericsArg::Exact)?;
+        let (numerics, describe) = (chosen.numerics(), || chosen.runtime().describe());
+        let engine = Engine::open(&subject.folder, chosen.runtime())?;
+        let run = Run { engine: &engine, measured_on: describe(), numerics };
         let max_tokens = self.max_tokens.max(1);
         Ok(match gate {
             Gate::Weights => {
@@ -94,8 +94,8 @@ impl ProofArgs {
                 let prompts = self.prompts(subject)?;
                 let bar = ui.steps(prompts.len() as u64);
                 bar.doing("parity");
-                let baseline = Engine::open(folder, runs_on.as_ref())?;
-                let baseline = Run { engine: &baseline, measured_on: runs_on.describe(), numerics };
+                let baseline = Engine::open(folder, chosen.runtime())?;
+                let baseline = Run { engine: &baseline, measured_on: describe(), numerics };
                 parity::judge(subject, &run, &baseline, &prompts, max_tokens, |_| bar.advance(1))?
             }
             Gate::Numeric => {

@@ -52,7 +52,9 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
             args.inputs.len()
         );
     }
-    let model = args.runtime.runtime(NumericsArg::Exact).load(&args.package)?;
+    let chosen = args.runtime.choose(NumericsArg::Exact)?;
+    let model = chosen.runtime().load(&args.package)?;
+    chosen.tell_loads(ui);
     let function = find(model.as_ref(), args.function.as_deref())?;
     let signature = &model.functions()[function];
     if let Some(folder) = &args.outputs {

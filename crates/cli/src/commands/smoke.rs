@@ -91,7 +91,7 @@ pub fn judge(
         gate: smoke::NAME.into(),
         subject: "bundle".into(),
         verdict: ran.verdict,
-        measured_on: format!("{}, {TOOL}", runtime.runtime(NumericsArg::Fast).describe()),
+        measured_on: format!("{}, {TOOL}", runtime.choose(NumericsArg::Fast)?.runtime().describe()),
         bundle: manifest.hash(),
         message: ran.message,
         figures: json!({

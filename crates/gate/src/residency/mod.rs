@@ -14,6 +14,7 @@
 //! out in turn while its own observations are predicted.
 
 pub mod features;
+pub mod measured;
 pub mod rules;
 pub mod score;
 
