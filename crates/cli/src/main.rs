@@ -70,6 +70,8 @@ enum Command {
     Doctor(commands::doctor::Args),
     /// What compute plans said against the placement rules.
     Observations(commands::observations::Args),
+    /// Look for the fastest topology that passes its gates.
+    Sweep(commands::sweep::Args),
 }
 
 /// What a command that did its work has to say by its exit code.
@@ -106,6 +108,7 @@ fn main() -> ExitCode {
         Command::Man(args) => commands::shell::man(args, Cli::command()),
         Command::Doctor(args) => commands::doctor::run(args, &ui),
         Command::Observations(args) => commands::observations::run(args),
+        Command::Sweep(args) => commands::sweep::run(args, &ui),
     };
     match outcome {
         Ok(Outcome::Done) => ExitCode::SUCCESS,

@@ -78,6 +78,11 @@ impl Chosen {
         }
     }
 
+    /// Whether placement is asked of Core ML here, and not predicted.
+    pub fn measures_placement(&self) -> bool {
+        !matches!(self, Chosen::Portable(..))
+    }
+
     /// Where Core ML plans to run each op of a bundle's packages, judged; `None` where there is no Core ML to be asked.
     #[cfg_attr(not(target_os = "macos"), expect(unused_variables, reason = "nothing to ask"))]
     pub fn residency(&self, subject: &Subject) -> Option<Vec<Finding>> {

@@ -1,6 +1,7 @@
 //! `anemone build`: a bundle from a GGUF.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Instant;
@@ -199,6 +200,33 @@ pub fn prepare(path: &Path, source: Arc<Gguf>, cut: &Cut) -> Result<Prepared> {
     let options = lower::Options { layers, head_slices: cut.head_slices, tokens, reuse: None, host_files };
     let plan = Plan::new(&model, &options)?;
     Ok(Prepared { model, options, plan })
+}
+
+impl Prepared {
+    /// The contract's hash.
+    pub fn contract_hash(&self) -> String {
+        self.model.contract.hash()
+    }
+
+    /// Bytes of weights of each layer, as it would be stored.
+    pub fn layer_bytes(&self) -> Result<Vec<u64>> {
+        let options = lower::Options { layers: LayerCut::Every(1), ..self.options.clone() };
+        let plan = Plan::new(&self.model, &options)?;
+        let layers = plan.topology.layers.len();
+        Ok(plan.pieces.iter().take(layers).map(|p| p.weight_bytes).collect())
+    }
+
+    /// The placement that is predicted for one shard of layers, whatever else the topology has.
+    pub fn predict(&self, layers: Range<usize>, target: Target) -> Result<Option<Prediction>> {
+        let all = self.model.contract.layers;
+        let rest =
+            (0..layers.start).map(|l| l..l + 1).chain([layers.clone()]).chain((layers.end..all).map(|l| l..l + 1));
+        let cut: Vec<String> = rest.map(|r| format!("{}-{}", r.start, r.end)).collect();
+        let options = lower::Options { layers: LayerCut::Ranges(cut.join(",")), ..self.options.clone() };
+        let plan = Plan::new(&self.model, &options)?;
+        let program = lower::build::program(&self.model, &plan.pieces[layers.start], &options.tokens)?;
+        Ok(program.map(|program| residency::predict(&program, Rules::known(), target)))
+    }
 }
 
 /// Builds what was prepared.

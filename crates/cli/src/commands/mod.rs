@@ -20,4 +20,5 @@ pub mod run;
 pub mod serve;
 pub mod shell;
 pub mod smoke;
+pub mod sweep;
 pub mod target;

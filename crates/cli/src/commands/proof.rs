@@ -10,7 +10,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use super::gate::Gate;
-use crate::options::RuntimeArgs;
+use crate::options::{NumericsArg, RuntimeArgs};
 use crate::ui::Ui;
 
 /// What the gates that run a bundle may be told.
