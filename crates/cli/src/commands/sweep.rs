@@ -47,7 +47,7 @@ pub struct Args {
     /// Tokens that each topology is timed over.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub tokens: u32,
-    /// Positions of the range golden.
+    /// Positions that the range golden fills, about.
     #[arg(long, default_value_t = 16)]
     pub sample: usize,
     /// How projections are stored.
@@ -226,7 +226,7 @@ fn attempt(args: &Args, subject: &Subject, topology: &[Edge], log: &mut Log, ui:
     let run = Run { engine: &engine, measured_on: chosen.runtime().describe(), numerics: chosen.numerics() };
     let bar = ui.steps(topology.len() as u64);
     bar.doing("range golden");
-    let options = range_golden::Options { positions: Some(args.sample), per_token: false };
+    let options = range_golden::Options { sample: Some(args.sample), per_token: false };
     let golden = range_golden::judge(subject, &run, options, |_| bar.advance(1))?;
     drop(bar);
     let mut failed = None;
