@@ -7,7 +7,6 @@ use std::sync::Arc;
 
 use anemone_bundle::contract::WeightMode;
 use anemone_gate::residency::{Chip, Place, Prediction, Rules, Target, predict};
-use anemone_gate::sweep::{Edge, Guess, Known, Search, name};
 use anemone_gguf::writer::Writer;
 use anemone_gguf::{BlockType, Gguf};
 use anemone_lower::build::program;
@@ -151,31 +150,4 @@ fn it_depends_on_sizes_and_chips_and_not_on_ranges() {
     let other = phi.predict("0-20,20-32", 4, Target { chip: Chip::M2, os: 15 });
     assert_eq!(other[0].1.place(), Place::Cpu);
     assert_eq!(other[0].1.rules()[0].confidence, "low");
-}
-
-#[test]
-fn the_cliff_finder_proposes_no_shard_that_the_rules_put_on_the_cpu() {
-    let phi = Phi::new();
-    let mac = Target { chip: Chip::M4, os: 15 };
-    let place = |edge: Edge| {
-        let rest = (0..edge.start).map(|l| (l, l + 1)).chain([(edge.start, edge.end)]);
-        let rest = rest.chain((edge.end..32).map(|l| (l, l + 1)));
-        let topology: Vec<String> = rest.map(|(a, b)| format!("{a}-{b}")).collect();
-        phi.predict(&topology.join(","), 4, mac).swap_remove(edge.start).1.place()
-    };
-    let mut search = Search::new(vec![100_790_000; 32], Guess::default());
-    let mut asked = 0;
-    let mut judge = |edge: Edge| {
-        asked += 1;
-        (place(edge) != Place::Ane).then(|| "predicted off the Neural Engine".to_owned())
-    };
-    for _ in 0..2 {
-        let (_, topology) = search.propose(&mut judge).unwrap();
-        assert!(topology.iter().all(|&edge| place(edge) == Place::Ane), "{}", name(&topology));
-        // Fewer calls cost less: two shards, as long as each stays.
-        assert_eq!(topology.len(), 2, "{}", name(&topology));
-        search.failed(topology);
-    }
-    let whole = Edge { start: 0, end: 32 };
-    assert!(matches!(search.edges()[&whole], Known::Rejected(_)) && asked > 2);
 }
