@@ -8,7 +8,7 @@ use serde_json::Value;
 #[test]
 fn what_is_not_here_is_said_with_its_reason() {
     let table = succeed(&["doctor"]);
-    for what in ["system", "core ml", "portable runtime", "powermetrics"] {
+    for what in ["system", "core ml", "portable runtime", "energy"] {
         assert!(table.lines().any(|line| line.starts_with(what)), "{what}: {table}");
     }
     if cfg!(target_os = "macos") {

@@ -77,7 +77,7 @@ fn machine() -> BTreeMap<String, String> {
         ("core ml", core_ml),
         ("portable runtime", "here: builds, checks, gates and serves; placement is predicted, not measured".to_owned()),
         ("escript", found("escript", "`smoke` is skipped (Debian: erlang-base; Homebrew: erlang)")),
-        ("powermetrics", found("powermetrics", "energy is not measured")),
+        ("energy", "not measured".to_owned()),
         ("coremlcompiler", found("coremlcompiler", "an export's folders are compiled on a Mac with Xcode")),
     ]
     .into_iter()
