@@ -62,9 +62,10 @@ impl Pass {
 }
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
-    let runtime = args.runtime.runtime(NumericsArg::Fast);
+    let chosen = args.runtime.choose(NumericsArg::Fast)?;
+    let runtime = chosen.runtime();
     let start = Instant::now();
-    let engine = Engine::open(&args.bundle, runtime.as_ref())?;
+    let engine = Engine::open(&args.bundle, runtime)?;
     let load = start.elapsed();
     let context = engine.contract().context;
     let needed = args.generate + if args.after_prompt { args.prompt } else { 0 };
