@@ -308,6 +308,7 @@ unsafe fn integers_alone<S: Simd>(s: S, weights: &[u8], x: *const i16) -> i64 {
 ///
 /// # Safety
 /// `M` rows of `padded` elements can be read at `x`, and `padded` is at least `columns` rounded up to [`PADDING`].
+#[allow(clippy::needless_range_loop, reason = "one index for weights, activations and sums")]
 #[inline(always)]
 unsafe fn integers<S: Simd, const R: usize, const M: usize>(
     s: S,
@@ -361,6 +362,7 @@ unsafe fn integers<S: Simd, const R: usize, const M: usize>(
 ///
 /// # Safety
 /// As for [`integers`].
+#[allow(clippy::needless_range_loop, reason = "one index for weights, activations and sums")]
 #[inline(always)]
 unsafe fn halves<S: Simd, const R: usize, const M: usize>(
     s: S,

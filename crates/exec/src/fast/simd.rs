@@ -147,7 +147,7 @@ pub fn exp<S: Simd>(s: S, v: S::F32) -> S::F32 {
     let low = s.splat(-87.0);
     let clamped = s.min(s.max(v, low), s.splat(88.0));
     let n = s.round(s.mul(clamped, s.splat(std::f32::consts::LOG2_E)));
-    let r = s.mul_add(n, s.splat(-0.693_359_375), clamped);
+    let r = s.mul_add(n, s.splat(-355.0 / 512.0), clamped);
     let r = s.mul_add(n, s.splat(2.121_944_4e-4), r);
     let mut p = s.splat(1.0 / 5040.0);
     for c in [1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0] {
