@@ -285,7 +285,7 @@ fn attend(isa: Isa, seed: u64, blocks: &[usize], rows: usize, odd_masks: bool) -
         };
         // Odd ones: a mask that is not 0 somewhere, and a write of a half.
         let visible = |t: usize, row: usize| match row <= first + t {
-            true if odd_masks && row % 5 == 0 => -0.5,
+            true if odd_masks && row.is_multiple_of(5) => -0.5,
             true => 0.0,
             false => -1e4,
         };
@@ -319,7 +319,7 @@ fn attend(isa: Isa, seed: u64, blocks: &[usize], rows: usize, odd_masks: bool) -
                     .map(|i| f64::from(q[(t * heads + h) * hd + i]) * 0.3 * f64::from(k[(row * kv + g) * hd + i] * one))
                     .sum::<f64>()
             };
-            let bias = |row: usize| if odd_masks && row % 5 == 0 { -0.5 } else { 0.0 };
+            let bias = |row: usize| if odd_masks && row.is_multiple_of(5) { -0.5 } else { 0.0 };
             let weights: Vec<f64> = (0..=t).map(|row| (dot(row) + bias(row)).exp()).collect();
             let sum: f64 = weights.iter().sum();
             for i in 0..hd {
