@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use anemone_chat::engine::Logits;
 use anemone_chat::sample::log_softmax;
 use anemone_chat::{Engine, Session};
-use anemone_exec::{Numerics, Options, Portable};
+use anemone_exec::{Fast, FastOptions, Numerics, Options, Portable, Runtime};
 use common::*;
 use serde_json::{Value, json};
 
@@ -59,14 +59,17 @@ fn greedy_answers_are_those_of_transformers() {
 #[derive(Default)]
 struct Cost {
     nll: f64,
-    /// From the distributions of the first bundle.
+    /// From the distributions of another engine.
     kl: f64,
 }
 
+/// An engine, and the number of the one that it is compared with.
+type Compared = (Engine, usize);
+
 /// Feeds the text to all engines side by side, a block at a time, so that no more than a block of logits is in memory.
-fn costs(engines: &[Engine], text: &[u32]) -> Vec<Cost> {
-    let vocab = engines[0].contract().vocab;
-    let mut sessions: Vec<Session<'_>> = engines.iter().map(|e| e.session().unwrap()).collect();
+fn costs(engines: &[Compared], text: &[u32]) -> Vec<Cost> {
+    let vocab = engines[0].0.contract().vocab;
+    let mut sessions: Vec<Session<'_>> = engines.iter().map(|(e, _)| e.session().unwrap()).collect();
     let mut costs: Vec<Cost> = engines.iter().map(|_| Cost::default()).collect();
     for start in (0..text.len()).step_by(32) {
         let block = &text[start..text.len().min(start + 32)];
@@ -74,34 +77,48 @@ fn costs(engines: &[Engine], text: &[u32]) -> Vec<Cost> {
         for i in 0..block.len() {
             let Some(&next) = text.get(start + i + 1) else { continue };
             let row = |l: &Vec<f32>| log_softmax(&l[i * vocab..(i + 1) * vocab]).unwrap();
-            let base = row(&logits[0]);
-            for (cost, logits) in costs.iter_mut().zip(&logits) {
-                let own = row(logits);
+            let rows: Vec<_> = logits.iter().map(row).collect();
+            for ((cost, own), (_, base)) in costs.iter_mut().zip(&rows).zip(engines) {
+                let base = &rows[*base];
                 cost.nll -= f64::from(own[next as usize]);
-                cost.kl += base.iter().zip(&own).map(|(&b, &o)| f64::from(b).exp() * f64::from(b - o)).sum::<f64>();
+                cost.kl += base
+                    .iter()
+                    .zip(own)
+                    .map(|(&b, &o)| f64::from(b).exp() * (f64::from(b) - f64::from(o)))
+                    .sum::<f64>();
             }
         }
     }
     costs
 }
 
-/// What each weight mode costs on a text that no model has seen. The README quotes what this prints.
+/// What each weight mode costs on a text that no model has seen, and what the fast runtime adds. The README quotes what this
+/// prints.
 #[test]
 fn weight_modes_cost_what_is_stated() {
     let Some(model) = model() else { return };
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(fixture("smollm2/text.json")).unwrap()).unwrap();
     let text = ids(&golden["ids"]);
-    let runtime = Portable::new(Numerics::Exact, Options::default());
+    let exact = Portable::new(Numerics::Exact, Options::default());
+    let fast = Fast::new(FastOptions::default());
     let modes = [("fp16", 0.001), ("int8-channel", 0.03), ("int8", 0.25)];
     let bundles = modes.map(|(weights, _)| Bundle::build(&model, &["--weights", weights, "--context", "2048"]));
-    let engines: Vec<Engine> = bundles.iter().map(|b| Engine::open(&b.path, &runtime).unwrap()).collect();
-    println!("{:14} {:>9} {:>9}", "weights", "NLL", "KL");
+    let open = |i: usize, runtime: &dyn Runtime, base: usize| (Engine::open(&bundles[i].path, runtime).unwrap(), base);
+    let mut engines: Vec<Compared> = (0..modes.len()).map(|i| open(i, &exact, 0)).collect();
+    engines.extend((0..modes.len()).map(|i| open(i, &fast, i)));
+    println!("{:20} {:>9} {:>9}", "weights", "NLL", "KL");
     let tokens = (text.len() - 1) as f64;
-    for ((weights, most), cost) in modes.into_iter().zip(costs(&engines, &text)) {
+    let costs = costs(&engines, &text);
+    for ((weights, most), cost) in modes.into_iter().zip(&costs) {
         let (nll, kl) = (cost.nll / tokens, cost.kl / tokens);
-        println!("{weights:14} {nll:9.5} {kl:9.2e}");
+        println!("{weights:20} {nll:9.5} {kl:9.2e}");
         let more = nll - golden["nll"].as_f64().unwrap();
         assert!(more.abs() < most, "{weights}: NLL moves by {more}");
         assert!(kl < most, "{weights}: KL {kl}");
+    }
+    for ((weights, _), cost) in modes.into_iter().zip(&costs[modes.len()..]) {
+        let (nll, kl) = (cost.nll / tokens, cost.kl / tokens);
+        println!("{:20} {nll:9.5} {kl:9.2e}", format!("{weights}, fast"));
+        assert!(kl.abs() < 1e-5, "{weights}: KL of fast from exact {kl}");
     }
 }

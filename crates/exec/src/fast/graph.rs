@@ -1,14 +1,21 @@
 //! A function as the rules of [`select`](super::select) look at it: from a value to what makes it.
 
+use std::collections::BTreeMap;
+
 use anemone_mil::Valid;
 use anemone_mil::ir::{Arg, Dtype, Function, Literal, ValueId};
 use anemone_mil::ops::Call;
+
+/// Values of more elements than this are not looked into: sums of sizes then never overflow.
+const MOST_ELEMENTS: usize = 1 << 40;
 
 /// One function of a valid program.
 pub struct Graph<'a> {
     program: &'a Valid,
     index: usize,
     users: Vec<usize>,
+    /// The ops that read or write each state, in order.
+    accesses: BTreeMap<ValueId, Vec<usize>>,
 }
 
 impl<'a> Graph<'a> {
@@ -22,7 +29,15 @@ impl<'a> Graph<'a> {
             Arg::Literal(_) => None,
         });
         ids.chain(function.outputs.iter().copied()).for_each(|id| users[id.index()] += 1);
-        Self { program, index, users }
+        let mut accesses: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
+        for (i, op) in function.ops.iter().enumerate() {
+            if matches!(op.kind.as_str(), "read_state" | "write_state")
+                && let Some(state) = program.call(index, i).value("input")
+            {
+                accesses.entry(state).or_default().push(i);
+            }
+        }
+        Self { program, index, users, accesses }
     }
 
     /// The function.
@@ -51,9 +66,16 @@ impl<'a> Graph<'a> {
         self.users[id.index()]
     }
 
-    /// The shape of a tensor whose dimensions are all known.
+    /// The ops that read or write a state, in order.
+    pub fn accesses(&self, state: ValueId) -> &[usize] {
+        self.accesses.get(&state).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// The shape of a tensor whose dimensions are all known, and none of them 0.
     pub fn shape(&self, id: ValueId) -> Option<Vec<usize>> {
-        self.function().value(id).ty.tensor()?.fixed_shape()
+        let ty = self.function().value(id).ty.tensor()?;
+        ty.elements().filter(|n| (1..=MOST_ELEMENTS).contains(n))?;
+        ty.fixed_shape()
     }
 
     /// Whether a value is a float tensor.

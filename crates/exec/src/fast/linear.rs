@@ -79,9 +79,12 @@ impl Matrix {
         self.data.get()
     }
 
-    /// Whether there are as many bytes and scales as the shape says.
+    /// Whether there are as many bytes and scales as the shape says, and any at all.
     pub fn is_whole(&self) -> bool {
-        let n = self.rows.checked_mul(self.columns);
+        let n = self.rows.checked_mul(self.columns).filter(|&n| n > 0);
+        if n.is_none() {
+            return false;
+        }
         match &self.elements {
             Weights::Int8(scales) => Some(self.bytes().len()) == n && (scales.len() == 1 || scales.len() == self.rows),
             Weights::Half => Some(self.bytes().len()) == n.and_then(|n| n.checked_mul(2)),

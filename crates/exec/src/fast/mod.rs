@@ -107,6 +107,16 @@ impl Fast {
         };
         let plans: Result<Vec<Plan>, (usize, String)> =
             (0..program.functions.len()).map(|i| plan(i).map_err(|reason| (i, reason))).collect();
+        // What takes more memory than it may is the portable runtime's to refuse, which says so in its own words.
+        let plans = plans.and_then(|plans| {
+            let calls = plans.iter().map(Plan::bytes).try_fold(0, |most, bytes| Some(bytes?.max(most)));
+            let caches = caches.iter().try_fold(0usize, |sum, cache| sum.checked_add(cache.bytes()?));
+            let needed = calls.zip(caches).and_then(|(calls, caches)| calls.checked_add(caches));
+            match needed.filter(|&needed| needed <= *memory_limit) {
+                Some(_) => Ok(plans),
+                None => Err((0, format!("it needs more memory than {memory_limit} bytes"))),
+            }
+        });
         let form = match plans {
             Ok(mut plans) => {
                 resident::gather(plans.iter_mut().flat_map(Plan::matrices), &self.team);

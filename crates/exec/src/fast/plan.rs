@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use anemone_mil::Valid;
 use anemone_mil::ir::{Dtype, ValueId};
 
+use super::MOST_TOKENS;
 use super::attention::Attention;
 use super::graph::Graph;
 use super::island::{self, Island, Surroundings};
@@ -79,6 +80,14 @@ pub struct Crossing {
     pub shape: Vec<usize>,
     /// Which axis counts tokens; `None` where the order of elements is the same on both sides.
     pub axis: Option<usize>,
+}
+
+impl CacheSpec {
+    /// Bytes of the cache; `None` for more than can be counted.
+    pub fn bytes(&self) -> Option<usize> {
+        let rows = self.rows.checked_next_multiple_of(LANES)?;
+        [rows, self.head_dim, 2 * size_of::<f32>()].into_iter().try_fold(self.heads, usize::checked_mul)
+    }
 }
 
 impl Crossing {
@@ -214,6 +223,13 @@ impl Plan {
             && outputs.iter().all(|crossing| crossing.axis.is_some());
         let longest = steps.iter().map(Step::padded).max().unwrap_or(0);
         Ok(Self { tokens, elastic, steps, width, inputs: kept, input_axes, outputs, masks, longest })
+    }
+
+    /// Bytes that a call of as many tokens as there may be needs for its values and rows; `None` for more than can be counted.
+    pub fn bytes(&self) -> Option<usize> {
+        let tokens = if self.elastic { self.tokens.max(MOST_TOKENS) } else { self.tokens };
+        let rows = self.longest.checked_mul(size_of::<f32>() + size_of::<i16>())?;
+        self.width.checked_mul(size_of::<f32>())?.checked_add(rows)?.checked_mul(tokens)
     }
 
     /// Every constant matrix, in the order in which a call reads them.

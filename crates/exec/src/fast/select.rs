@@ -33,6 +33,11 @@ use crate::portable::value::{Elements, Stored};
 /// Every label.
 pub const LABELS: [&str; 6] = ["linear", "norm", "gate", "residual", "rotary", "attention"];
 
+/// How many reshapes, transposes and slices on end are seen through.
+const MOST_NAMES: usize = 32;
+/// Steps and ops beyond which a function is left to the portable runtime: places are searched for pair by pair.
+const MOST_STEPS: usize = 1 << 14;
+
 /// What was chosen for one function. Places of views are numbers of values.
 pub struct Selection {
     /// Tokens of a call, as declared.
@@ -83,6 +88,9 @@ impl<'a> Selector<'a> {
         }
         while let Some(id) = selector.wanted.pop() {
             selector.make(id)?;
+            if selector.found.axes.len() > MOST_STEPS {
+                return Err(format!("more than {MOST_STEPS} values"));
+            }
         }
         selector.check_states()?;
         Ok(selector.found)
@@ -206,9 +214,13 @@ impl<'a> Selector<'a> {
     /// Follows names back to what they name: reshapes and transposes that keep each token's elements in order, and slices of
     /// them.
     fn view(&self, id: ValueId, axis: Option<usize>) -> Option<Seen> {
+        self.view_through(id, axis, MOST_NAMES)
+    }
+
+    fn view_through(&self, id: ValueId, axis: Option<usize>, names: usize) -> Option<Seen> {
         let shape = self.graph.shape(id)?;
         let width = self.width(id)?;
-        let seen = self.behind(id, &shape, axis, width);
+        let seen = names.checked_sub(1).and_then(|names| self.behind(id, &shape, axis, width, names));
         seen.or_else(|| {
             let constant = self.graph.definition(id).is_some_and(|op| self.graph.call(op).spec().is_constant());
             let float = self.graph.is_float(id) && !constant;
@@ -216,7 +228,7 @@ impl<'a> Selector<'a> {
         })
     }
 
-    fn behind(&self, id: ValueId, shape: &[usize], axis: Option<usize>, width: usize) -> Option<Seen> {
+    fn behind(&self, id: ValueId, shape: &[usize], axis: Option<usize>, width: usize, names: usize) -> Option<Seen> {
         let op = self.graph.definition(id)?;
         let call = self.graph.call(op);
         match call.op().kind.as_str() {
@@ -231,7 +243,7 @@ impl<'a> Selector<'a> {
                         Some((0..from.len()).find(same)?)
                     }
                 };
-                self.view(x, axis)
+                self.view_through(x, axis, names)
             }
             "transpose" => {
                 let x = call.value("x")?;
@@ -241,7 +253,7 @@ impl<'a> Selector<'a> {
                 let perm = perm.filter(|p| p.len() == from.len())?;
                 let moved: Vec<usize> =
                     (0..perm.len()).filter(|&a| Some(a) != axis && shape[a] != 1).map(|a| perm[a]).collect();
-                moved.is_sorted().then(|| self.view(x, axis.map(|a| perm[a])))?
+                moved.is_sorted().then(|| self.view_through(x, axis.map(|a| perm[a]), names))?
             }
             "slice_by_index" => {
                 let (x, sliced, begin, _) = self.graph.slice(id)?;
@@ -250,7 +262,7 @@ impl<'a> Selector<'a> {
                     return None;
                 }
                 let inner: usize = (sliced + 1..from.len()).filter(|&a| Some(a) != axis).map(|a| from[a]).product();
-                let (view, axis) = self.view(x, axis)?;
+                let (view, axis) = self.view_through(x, axis, names)?;
                 Some((View { offset: view.offset + begin * inner, width, ..view }, axis))
             }
             _ => None,
@@ -598,10 +610,9 @@ impl<'a> Selector<'a> {
         let g = &self.graph;
         let read = g.made_by(now, "read_state")?;
         let state = read.value("input")?;
-        let accesses: Vec<usize> =
-            (0..g.function().ops.len()).filter(|&i| g.call(i).value("input") == Some(state)).collect();
         // Read, write, read again, and nobody else.
-        let &[old, write, again] = &accesses[..] else { return None };
+        let accesses = g.accesses(state);
+        let &[old, write, again] = accesses else { return None };
         let (old, write) = (g.call(old), g.call(write));
         if old.op().kind != "read_state" || write.op().kind != "write_state" || g.definition(now) != Some(again) {
             return None;
@@ -640,7 +651,7 @@ impl<'a> Selector<'a> {
         (shape.len() == 4 && g.shape(mask)? == [1, 1, context, t]).then_some(())?;
         (g.shape(new)? == [1, shape[1], t, shape[3]]).then_some(())?;
         let name = g.function().value(state).name.clone();
-        Some(CachedSource { state: name, ops: accesses, shape, write: mask, new })
+        Some(CachedSource { state: name, ops: accesses.to_vec(), shape, write: mask, new })
     }
 
     fn ask_attention(&mut self, id: ValueId, source: AttentionSource) -> Result<Step, Refusal> {
