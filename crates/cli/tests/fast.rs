@@ -7,7 +7,7 @@ use anemone_chat::{Engine, Session};
 use anemone_exec::{Fast, FastOptions, Model, Numerics, Options, Portable, Runtime, fast};
 use common::*;
 use proptest::prelude::*;
-use proptest::test_runner::TestRunner;
+use proptest::test_runner::{RngAlgorithm, TestRng, TestRunner};
 
 fn options(threads: usize) -> FastOptions {
     FastOptions { threads, ..FastOptions::default() }
@@ -47,8 +47,8 @@ fn a_token_is_the_same_whatever_computed_it() {
                 })
                 .collect();
             let vocab = one.contract().vocab as u32;
-            let mut runner =
-                TestRunner::new(ProptestConfig { cases: 4, failure_persistence: None, ..Default::default() });
+            let config = ProptestConfig { cases: 4, failure_persistence: None, ..Default::default() };
+            let mut runner = TestRunner::new_with_rng(config, TestRng::deterministic_rng(RngAlgorithm::ChaCha));
             let input = (prop::collection::vec(0..vocab, 1..60), prop::collection::vec(1usize..20, 0..6));
             runner
                 .run(&input, |(ids, blocks)| {
@@ -57,9 +57,12 @@ fn a_token_is_the_same_whatever_computed_it() {
                         prop_assert_eq!(bits(&logits(engine, &ids, &blocks)), bits(&alone), "{}", name);
                     }
                     let meant = logits(&exact, &ids, &blocks);
-                    let worst = meant.iter().zip(&alone).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-                    // Untrained weights amplify: logits there are in the tens.
-                    prop_assert!(worst < 0.01, "{} away from exact", worst);
+                    let square = |v: &mut dyn Iterator<Item = f32>| v.map(|v| f64::from(v).powi(2)).sum::<f64>();
+                    let apart = square(&mut meant.iter().zip(&alone).map(|(a, b)| a - b));
+                    let away = (apart / square(&mut meant.iter().copied())).sqrt();
+                    // Tokens at random are like nothing the model knows, and it makes much of the last bits of 16.
+                    let most = if weights == "fp16" { 1e-4 } else { 1e-2 };
+                    prop_assert!(away < most, "{}: {} away from exact", weights, away);
                     Ok(())
                 })
                 .unwrap();

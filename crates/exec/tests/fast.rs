@@ -24,7 +24,8 @@ fn renamed(tokens: usize, names: usize) -> anemone_mil::Valid {
         let shape = Literal::i32s(&shape);
         x = b.op("reshape", &format!("name_{i}"), &[("x", x.into()), ("shape", shape.into())]).unwrap();
     }
-    let weight = Literal::f16s(&[48, 32, 1, 1], &(0..48 * 32).map(|i| (i % 13) as f32 / 8.0 - 0.75).collect::<Vec<_>>());
+    let weight =
+        Literal::f16s(&[48, 32, 1, 1], &(0..48 * 32).map(|i| (i % 13) as f32 / 8.0 - 0.75).collect::<Vec<_>>());
     let y = b.op("conv", "y", &[("x", x.into()), ("weight", weight.into())]).unwrap();
     program(vec![b.finish(&[("y", y)]).unwrap()])
 }
@@ -36,7 +37,8 @@ fn names_of_names_cost_nothing_but_are_not_followed_for_ever() {
         let x: Vec<f32> = (0..32 * tokens).map(|i| (i as f32).sin()).collect();
         let x = Tensor::from_f32(&[1, 32, tokens, 1], x, Dtype::F32);
         let run = |model: &dyn Model| model.run(0, &[&x], &mut model.new_state().unwrap()).unwrap()[0].to_f32();
-        let (found, meant) = (run(&fast(1 << 30).prepare(&program).unwrap()), run(&model(&program, Numerics::Exact, 1)));
+        let (found, meant) =
+            (run(&fast(1 << 30).prepare(&program).unwrap()), run(&model(&program, Numerics::Exact, 1)));
         assert_eq!(found.len(), meant.len());
         let worst = found.iter().zip(&meant).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
         assert!(worst < 1e-4, "{names} names: {worst}");
