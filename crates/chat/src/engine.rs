@@ -70,6 +70,13 @@ struct Shard {
 }
 
 impl Shard {
+    /// What function `function` is given, in its order: the interface knows five inputs.
+    fn given<'a>(&self, function: &Function, x: &'a Tensor, host: &'a HostInputs) -> [&'a Tensor; 5] {
+        let mut inputs = [x; 5];
+        inputs.iter_mut().zip(&function.inputs).for_each(|(input, name)| *input = host.get(name).unwrap_or(x));
+        inputs
+    }
+
     /// The shard's one output; `watch`, where there is one, is told what is given and each value computed.
     fn call(
         &self,
@@ -80,19 +87,17 @@ impl Shard {
         watch: Option<&mut Watch<'_>>,
     ) -> Result<Tensor, exec::Error> {
         let function = &self.functions[function];
-        let inputs: Vec<_> = function.inputs.iter().map(|name| host.get(name).unwrap_or(x)).collect();
+        let inputs = &self.given(function, x, host)[..function.inputs.len()];
         let mut outputs = match watch {
             Some(watch) => {
-                function.inputs.iter().zip(&inputs).for_each(|(name, value)| watch(name, value));
-                self.model.run_watched(function.index, &inputs, state, watch)?
+                function.inputs.iter().zip(inputs).for_each(|(name, value)| watch(name, value));
+                self.model.run_watched(function.index, inputs, state, watch)?
             }
-            None => self.model.run(function.index, &inputs, state)?,
+            None => self.model.run(function.index, inputs, state)?,
         };
         Ok(outputs.swap_remove(0))
     }
-}
 
-impl Shard {
     /// As [`call`](Self::call), in memory that is there.
     fn call_into(
         &self,
@@ -103,10 +108,7 @@ impl Shard {
         out: &mut Tensor,
     ) -> Result<(), exec::Error> {
         let function = &self.functions[function];
-        // The interface knows five inputs.
-        let mut inputs = [x; 5];
-        let inputs = &mut inputs[..function.inputs.len()];
-        inputs.iter_mut().zip(&function.inputs).for_each(|(input, name)| *input = host.get(name).unwrap_or(x));
+        let inputs = &self.given(function, x, host)[..function.inputs.len()];
         self.model.run_into(function.index, inputs, state, std::slice::from_mut(out))
     }
 }
@@ -259,9 +261,9 @@ impl Engine {
                 calls,
                 |call| call.x.shape()[2] == tokens,
                 || {
-                    let part = |slice: &manifest::Shard| blank(slice.range().len(), tokens, self.float);
+                    let part = |slice: &manifest::Shard| host::blank(slice.range().len(), tokens, self.float);
                     HeadCall {
-                        x: blank(width, tokens, self.float),
+                        x: host::blank(width, tokens, self.float),
                         parts: self.manifest.head.iter().map(part).collect(),
                     }
                 },
@@ -341,11 +343,6 @@ fn kept<T>(calls: &mut Vec<T>, fits: impl Fn(&T) -> bool, make: impl FnOnce() ->
         calls.len() - 1
     });
     &mut calls[at]
-}
-
-/// `[1, width, tokens, 1]` of zeros.
-fn blank(width: usize, tokens: usize, float: Dtype) -> Tensor {
-    Tensor::from_f32(&[1, width, tokens, 1], vec![0.0; width * tokens], float)
 }
 
 /// Which logits a caller wants of the tokens it feeds.
@@ -440,8 +437,8 @@ impl Session<'_> {
             || LayerCall {
                 host: HostInputs::new(c, 0, 1, tokens, engine.float),
                 embedded: Vec::new(),
-                x: blank(c.width, tokens, engine.float),
-                hidden: [blank(c.width, tokens, engine.float), blank(c.width, tokens, engine.float)],
+                x: host::blank(c.width, tokens, engine.float),
+                hidden: [host::blank(c.width, tokens, engine.float), host::blank(c.width, tokens, engine.float)],
             },
         );
         call.host.set(c, &engine.frequencies, self.position, block.len());

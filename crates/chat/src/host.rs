@@ -96,9 +96,14 @@ fn write(tensor: &mut Tensor, f: impl FnOnce(&mut [f32])) {
     }
 }
 
+/// `[1, width, tokens, 1]` of zeros.
+pub fn blank(width: usize, tokens: usize, float: Dtype) -> Tensor {
+    Tensor::from_f32(&[1, width, tokens, 1], vec![0.0; width * tokens], float)
+}
+
 /// `[n, width]` rows to the shards' `[1, width, T, 1]`, the columns beyond `n` zero.
 pub fn to_columns(rows: &[f32], width: usize, tokens: usize, float: Dtype) -> Tensor {
-    let mut columns = Tensor::from_f32(&[1, width, tokens, 1], vec![0.0; width * tokens], float);
+    let mut columns = blank(width, tokens, float);
     set_columns(&mut columns, rows);
     columns
 }

@@ -5,9 +5,9 @@ use std::collections::btree_map::Entry;
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anemone_exec::{Error, Model, Port, Signature, State, Tensor};
+use anemone_exec::{self as exec, Error, Model, Port, Signature, State, Tensor};
 use anemone_mil::Valid;
-use anemone_mil::ir::{Dtype, Feature, Flexibility, Function, TensorType, ValueType};
+use anemone_mil::ir::{Dtype, Feature};
 
 use crate::array::{Array, element_bytes};
 use crate::foreign::{Described, Description, Foreign, Returned};
@@ -68,31 +68,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 /// The border of every function, in the program's order.
 pub(crate) fn signatures(program: &Valid) -> Vec<Signature> {
-    program.functions.iter().map(signature).collect()
-}
-
-fn signature(function: &Function) -> Signature {
-    let port = |name: &str, ty: &TensorType| Port {
-        name: name.to_owned(),
-        dtype: ty.dtype,
-        shape: ty.shape.iter().map(|d| d.fixed()).collect(),
-    };
-    let mut signature = Signature { name: function.name.clone(), inputs: vec![], outputs: vec![], states: vec![] };
-    for &id in &function.inputs {
-        let value = function.value(id);
-        match &value.ty {
-            ValueType::Tensor(ty) => signature.inputs.push(port(&value.name, ty)),
-            ValueType::State(ty) => signature.states.push(port(&value.name, ty)),
-            _ => {}
-        }
-    }
-    for &id in &function.outputs {
-        let value = function.value(id);
-        if let ValueType::Tensor(ty) = &value.ty {
-            signature.outputs.push(port(&value.name, ty));
-        }
-    }
-    signature
+    program.functions.iter().map(Signature::of).collect()
 }
 
 /// What in a program cannot cross Core ML's border: function and reason.
@@ -142,11 +118,8 @@ fn differs(port: &Port, described: &Described) -> Option<String> {
 impl<F: Foreign> CoreMlModel<F> {
     pub(crate) fn new(foreign: Arc<F>, program: &Valid, functions: Vec<F::Function>) -> Self {
         let signatures = signatures(program);
-        let features = |(function, signature): (&Function, &Signature)| {
-            let feature = |port: &Port| function.interface.inputs.iter().find(|f| f.name == port.name).cloned();
-            signature.inputs.iter().map(feature).collect()
-        };
-        let features = program.functions.iter().zip(&signatures).map(features);
+        let features =
+            program.functions.iter().zip(&signatures).map(|(function, signature)| signature.features(function));
         let loaded =
             |(function, features)| Loaded { function: Mutex::new(function), features, spare: Mutex::new(Vec::new()) };
         Self {
@@ -218,39 +191,6 @@ impl<F: Foreign> CoreMlModel<F> {
             )
         });
         self.failed(function, format!("{failure}{}", hint.unwrap_or_default()))
-    }
-
-    /// Checks what is given against what the signature and the description ask for.
-    fn check(&self, function: usize, inputs: &[&Tensor]) -> Result<(), Error> {
-        let signature = &self.signatures[function];
-        let refuse = |input: &str, expected: String, found: String| Error::Input {
-            function: signature.name.clone(),
-            input: input.to_owned(),
-            expected,
-            found,
-        };
-        if inputs.len() != signature.inputs.len() {
-            let missing = signature.inputs.get(inputs.len()).map_or("", |p| p.name.as_str());
-            return Err(refuse(missing, format!("{} inputs", signature.inputs.len()), inputs.len().to_string()));
-        }
-        for ((port, feature), tensor) in signature.inputs.iter().zip(&self.functions[function].features).zip(inputs) {
-            if tensor.dtype() != port.dtype {
-                return Err(refuse(&port.name, port.dtype.to_string(), tensor.dtype().to_string()));
-            }
-            let shape = tensor.shape();
-            let fits = shape.len() == port.shape.len()
-                && port.shape.iter().zip(shape).all(|(p, &d)| p.is_none_or(|p| p == d))
-                && feature.as_ref().is_none_or(|f| accepts(f, shape));
-            if !fits {
-                let expected = match feature.as_ref().map(|f| (&f.flexibility, &f.shape)) {
-                    Some((Flexibility::Fixed, Some(shape))) => format!("shape {shape:?}"),
-                    Some((other, _)) => format!("a shape of {other:?}"),
-                    None => format!("shape {:?}", port.shape),
-                };
-                return Err(refuse(&port.name, expected, format!("shape {shape:?}")));
-            }
-        }
-        Ok(())
     }
 
     /// Arrays for a call, with the inputs in them.
@@ -348,19 +288,6 @@ fn result(port: &Port, array: Option<&Array>, returned: Option<Returned>) -> Res
     Ok(tensor)
 }
 
-/// Whether the description accepts an input of this shape.
-fn accepts(feature: &Feature, shape: &[usize]) -> bool {
-    match &feature.flexibility {
-        Flexibility::Fixed => feature.shape.as_ref().is_none_or(|s| s == shape),
-        Flexibility::Enumerated(shapes) => shapes.iter().any(|s| s == shape),
-        Flexibility::Range(bounds) => {
-            let within =
-                |(&(low, high), &d): (&(usize, Option<usize>), &usize)| d >= low && high.is_none_or(|h| d <= h);
-            bounds.len() == shape.len() && bounds.iter().zip(shape).all(within)
-        }
-    }
-}
-
 /// Zeros of the default shape.
 fn zeros(port: &Port, feature: Option<&Feature>) -> Result<Tensor, String> {
     let default = feature.and_then(|f| f.shape.clone());
@@ -397,19 +324,14 @@ impl<F: Foreign> Model for CoreMlModel<F> {
     }
 
     fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error> {
-        if function >= self.functions.len() {
-            return Err(Error::Input {
-                function: format!("function {function}"),
-                input: String::new(),
-                expected: format!("a function below {}", self.functions.len()),
-                found: function.to_string(),
-            });
-        }
+        let Some(loaded) = self.functions.get(function) else {
+            return Err(Error::no_function(function, self.functions.len()));
+        };
         let state = state
             .downcast::<CoreMlState<F::State>>()
             .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
             .ok_or(Error::ForeignState)?;
-        self.check(function, inputs)?;
+        self.signatures[function].check(&loaded.features, self.float(), inputs)?;
         if state.lost {
             return Err(self.failed(function, "the state was lost in a call that failed; make a new one"));
         }
@@ -424,10 +346,12 @@ impl<F: Foreign> Model for CoreMlModel<F> {
 
 /// Opens a package for Core ML: valid, and with nothing that cannot cross the border.
 pub(crate) fn open(package: &Path) -> Result<Valid, Error> {
-    let refuse = |reason: String| Error::Package { package: package.display().to_string(), reason };
-    let (program, _) = anemone_mil::open(package).map_err(|e| refuse(e.to_string()))?;
-    if let Some((function, reason)) = unsupported(&signatures(&program)) {
-        return Err(refuse(format!("{function}: {reason}")));
+    let program = exec::open(package)?;
+    match unsupported(&signatures(&program)) {
+        Some((function, reason)) => {
+            let reason = format!("{function}: {reason}");
+            Err(Error::Package { package: package.display().to_string(), reason })
+        }
+        None => Ok(program),
     }
-    Ok(program)
 }

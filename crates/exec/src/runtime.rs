@@ -9,8 +9,10 @@
 use std::any::Any;
 use std::path::Path;
 
+use anemone_mil::Valid;
 use anemone_mil::ir::Dtype;
 
+use crate::border::Signature;
 use crate::tensor::Tensor;
 
 /// Loads packages.
@@ -75,42 +77,6 @@ pub trait Model: Send + Sync {
         let _ = watch;
         self.run(function, inputs, state)
     }
-}
-
-/// The inputs, outputs and states of one function.
-#[derive(Clone, Debug)]
-pub struct Signature {
-    /// The function's name.
-    pub name: String,
-    /// Inputs in the program's order.
-    pub inputs: Vec<Port>,
-    /// Outputs in the program's order.
-    pub outputs: Vec<Port>,
-    /// States.
-    pub states: Vec<Port>,
-}
-
-impl Signature {
-    /// The index of an input by name.
-    pub fn input(&self, name: &str) -> Option<usize> {
-        self.inputs.iter().position(|p| p.name == name)
-    }
-
-    /// The index of an output by name.
-    pub fn output(&self, name: &str) -> Option<usize> {
-        self.outputs.iter().position(|p| p.name == name)
-    }
-}
-
-/// A named array that crosses the border.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Port {
-    /// Its name.
-    pub name: String,
-    /// The declared element type.
-    pub dtype: Dtype,
-    /// The declared shape; `None` where a dimension is only known at run time.
-    pub shape: Vec<Option<usize>>,
 }
 
 /// A conversation's memory inside one package, opaque to everybody but the runtime that made it.
@@ -182,4 +148,20 @@ pub enum Error {
     /// A state of another model or runtime.
     #[error("this state belongs to another model; make one with `new_state` of the model it is used with")]
     ForeignState,
+}
+
+impl Error {
+    /// A call of function number `function` of a package that has `count`.
+    pub fn no_function(function: usize, count: usize) -> Self {
+        let (expected, found) = (format!("a function below {count}"), function.to_string());
+        Self::Input { function: format!("function {function}"), input: String::new(), expected, found }
+    }
+}
+
+/// The program of a package, read and validated.
+pub fn open(package: &Path) -> Result<Valid, Error> {
+    match anemone_mil::open(package) {
+        Ok((program, _)) => Ok(program),
+        Err(e) => Err(Error::Package { package: package.display().to_string(), reason: e.to_string() }),
+    }
 }

@@ -1,17 +1,17 @@
-//! What users of the runtime rely on: states, functions, shapes, refusals, headroom.
+//! What users of the runtimes rely on: what every runtime promises, and of the portable one what it shares, refuses and tells.
 
 mod common;
+mod conformance;
 
 use std::collections::BTreeMap;
 
-use anemone_exec::{Data, Error, Model, Numerics, Options, Portable, PortableModel, Runtime, Tensor};
-use anemone_mil::ir::{Dtype, Function, Literal, TensorType};
+use anemone_exec::{
+    Data, Error, Fast, FastOptions, Model, Numerics, Options, Portable, PortableModel, Runtime, Tensor,
+};
+use anemone_mil::ir::{Dtype, Literal, TensorType};
 use anemone_mil::{FunctionBuilder, Valid, validate};
 use common::{model, program};
-
-fn f16(shape: &[usize]) -> TensorType {
-    TensorType::new(Dtype::F16, shape)
-}
+use conformance::{accumulator, f16, function};
 
 fn floats(shape: &[usize], v: &[f32]) -> Tensor {
     Tensor::from_f32(shape, v.to_vec(), Dtype::F32)
@@ -21,27 +21,18 @@ fn exact(program: &Valid) -> PortableModel {
     model(program, Numerics::Exact, 1)
 }
 
-fn function(
-    name: &str,
-    build: impl FnOnce(&mut FunctionBuilder) -> Vec<(&'static str, anemone_mil::ir::ValueId)>,
-) -> Function {
-    let mut b = FunctionBuilder::new(name, "CoreML8").unwrap();
-    let outputs = build(&mut b);
-    b.finish(&outputs).unwrap()
+#[test]
+fn the_portable_runtime_keeps_every_promise() {
+    for numerics in [Numerics::Exact, Numerics::Ane] {
+        let runtime = Portable::new(numerics, Options { threads: 1, ..Options::default() });
+        conformance::all(&|program| Box::new(runtime.prepare(program).unwrap_or_else(|e| panic!("{e}"))));
+    }
 }
 
-/// Adds its input to a state and gives what the state held before and after.
-fn accumulator(name: &str) -> Function {
-    function(name, |b| {
-        let x = b.input("x", f16(&[1, 4])).unwrap();
-        let s = b.state("total", f16(&[1, 4])).unwrap();
-        let before = b.op("read_state", "before", &[("input", s.into())]).unwrap();
-        let sum = b.op("add", "sum", &[("x", before.into()), ("y", x.into())]).unwrap();
-        b.write_state("write", s, sum).unwrap();
-        let after = b.op("read_state", "after", &[("input", s.into())]).unwrap();
-        let kept = b.op("identity", "kept", &[("x", before.into())]).unwrap();
-        vec![("was", kept), ("is", after)]
-    })
+#[test]
+fn the_fast_runtime_keeps_every_promise() {
+    let runtime = Fast::new(FastOptions { threads: 2, ..FastOptions::default() });
+    conformance::all(&|program| Box::new(runtime.prepare(program).unwrap_or_else(|e| panic!("{e}"))));
 }
 
 #[test]

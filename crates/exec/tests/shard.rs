@@ -5,31 +5,13 @@ mod common;
 use anemone_exec::{Model, Numerics, PortableModel, Tensor};
 use anemone_mil::FunctionBuilder;
 use anemone_mil::ir::{Dtype, Function, Literal, TensorType, ValueId};
+use anemone_mil::testing::Rng;
 use common::{model, program};
 use proptest::prelude::*;
 
-/// Numbers that look random and are the same everywhere (splitmix64).
-struct Random(u64);
-
-impl Random {
-    /// The next 64 bits.
-    fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    /// A number in -1..1.
-    fn unit(&mut self) -> f32 {
-        (self.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    }
-
-    /// That many numbers in -scale..scale.
-    fn floats(&mut self, n: usize, scale: f32) -> Vec<f32> {
-        (0..n).map(|_| self.unit() * scale).collect()
-    }
+/// That many numbers in -scale..scale.
+fn floats(rng: &mut Rng, n: usize, scale: f32) -> Vec<f32> {
+    (0..n).map(|_| ((rng.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0) * scale).collect()
 }
 
 /// The dimensions of a small stateful shard.
@@ -49,7 +31,7 @@ fn shard(name: &str, dims: Dims, tokens: usize) -> Function {
     let Dims { layers, width: d, heads, kv_heads, head_dim, ffn, context: s } = dims;
     let t = tokens;
     let f16 = |shape: &[usize]| TensorType::new(Dtype::F16, shape);
-    let mut r = Random(7);
+    let mut r = Rng::new(7);
     let mut b = FunctionBuilder::new(name, "CoreML8").unwrap();
     let x = b.input("x", f16(&[1, d, t, 1])).unwrap();
     let cos = b.input("rope_cos", f16(&[t, head_dim / 2])).unwrap();
@@ -61,7 +43,7 @@ fn shard(name: &str, dims: Dims, tokens: usize) -> Function {
         .collect();
     let ints = |v: &[i32]| Literal::i32s(v);
     let weight =
-        |r: &mut Random, o: usize, i: usize| Literal::f16s(&[o, i, 1, 1], &r.floats(o * i, 1.7 / (i as f32).sqrt()));
+        |r: &mut Rng, o: usize, i: usize| Literal::f16s(&[o, i, 1, 1], &floats(r, o * i, 1.7 / (i as f32).sqrt()));
     macro_rules! op {
         ($kind:literal, $name:expr, $($param:ident = $value:expr),*) => {
             b.op($kind, &$name, &[$((stringify!($param), $value.into())),*]).unwrap()
@@ -92,7 +74,7 @@ fn shard(name: &str, dims: Dims, tokens: usize) -> Function {
                 op!("mul", name, x = normed, y = $gamma)
             }};
         }
-        let gamma = Literal::f16s(&[d, 1, 1], &r.floats(d, 1.0));
+        let gamma = Literal::f16s(&[d, 1, 1], &floats(&mut r, d, 1.0));
         let normed = norm!(format!("norm_{i}"), hidden, gamma);
         let rows = (heads + 2 * kv_heads) * head_dim;
         let qkv = op!("conv", format!("qkv_{i}"), x = normed, weight = weight(&mut r, rows, d));
@@ -173,7 +155,7 @@ fn shard(name: &str, dims: Dims, tokens: usize) -> Function {
         );
         let out = op!("conv", format!("out_{i}"), x = flat, weight = weight(&mut r, d, heads * head_dim));
         hidden = op!("add", format!("residual_{i}"), x = hidden, y = out);
-        let gamma = Literal::f16s(&[d, 1, 1], &r.floats(d, 1.0));
+        let gamma = Literal::f16s(&[d, 1, 1], &floats(&mut r, d, 1.0));
         let normed = norm!(format!("ffn_norm_{i}"), hidden, gamma);
         let up = op!("conv", format!("gate_up_{i}"), x = normed, weight = weight(&mut r, 2 * ffn, d));
         let halves = b
@@ -196,7 +178,8 @@ fn inputs(model: &dyn Model, dims: Dims, first: usize, tokens: usize) -> Vec<Ten
     let float = model.float();
     let (half, s) = (dims.head_dim / 2, dims.context);
     let positions = first..first + tokens;
-    let embedding: Vec<Vec<f32>> = positions.clone().map(|p| Random(1000 + p as u64).floats(dims.width, 2.0)).collect();
+    let embedding: Vec<Vec<f32>> =
+        positions.clone().map(|p| floats(&mut Rng::new(1000 + p as u64), dims.width, 2.0)).collect();
     let x = (0..dims.width).flat_map(|c| embedding.iter().map(move |e| e[c])).collect();
     let angle = |p: usize, i: usize| p as f32 / 10000f32.powf(i as f32 / half as f32);
     let table = |f: fn(f32) -> f32| positions.clone().flat_map(|p| (0..half).map(move |i| f(angle(p, i)))).collect();

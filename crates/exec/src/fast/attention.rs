@@ -78,6 +78,8 @@ pub struct Attention {
     pub out: View,
     /// The cache's number.
     pub cache: usize,
+    /// Rows of the cache.
+    pub rows: usize,
     /// The pair of masks: a number in the plan's list.
     pub masks: usize,
 }
@@ -99,8 +101,8 @@ impl Attention {
     }
 
     /// Floats that an answer needs for itself.
-    pub fn scratch(&self, rows: usize) -> usize {
-        TOGETHER * (self.q.head_dim() + rows.next_multiple_of(2 * LANES))
+    pub fn scratch(&self) -> usize {
+        TOGETHER * (self.q.head_dim() + self.rows.next_multiple_of(2 * LANES))
     }
 }
 
@@ -115,18 +117,25 @@ pub struct Masked<'a> {
     pub write: &'a [f32],
 }
 
-/// One unit of writing.
-pub struct Write<'a> {
+/// One layer's attention in one call.
+#[derive(Clone, Copy)]
+pub struct Layer<'a> {
     /// The layer.
     pub attention: &'a Attention,
     /// Its memory.
     pub cache: RawCache,
-    /// What tokens write.
+    /// What tokens write and see.
     pub masked: Masked<'a>,
     /// The call's values.
     pub arena: Arena,
     /// Tokens of the call.
     pub tokens: usize,
+}
+
+/// One unit of writing.
+pub struct Write<'a> {
+    /// Of which layer.
+    pub layer: Layer<'a>,
     /// Which unit.
     pub unit: usize,
 }
@@ -136,30 +145,29 @@ impl Task for Write<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let Attention { k, v, .. } = self.attention;
+        let Layer { attention: Attention { k, v, .. }, cache, masked, arena, tokens } = self.layer;
         let hd = k.head_dim();
-        let cache = self.cache;
         let RawCache { keys, values, .. } = cache;
         let mut key = [0.0f32; MOST_HEAD_DIM];
         let key = &mut key[..hd];
-        if self.masked.masks.one_hot {
+        if masked.masks.one_hot {
             let (token, head) = (self.unit / k.heads, self.unit % k.heads);
-            let Some(row) = self.masked.masks.written[token] else { return };
+            let Some(row) = masked.masks.written[token] else { return };
             // SAFETY: a unit writes rows or heads that no other unit touches, and nothing reads before all are written. The
             // plan places views within the arena.
             unsafe {
-                k.head(s, self.arena, token, head, key);
+                k.head(s, arena, token, head, key);
                 for (element, &value) in key.iter().enumerate() {
                     *keys.add(cache.key(head, row, element)) = value;
                 }
-                let value = &self.arena.row(v, token)[head * hd..(head + 1) * hd];
+                let value = &arena.row(v, token)[head * hd..(head + 1) * hd];
                 values.add(cache.value(head, row)).copy_from_nonoverlapping(value.as_ptr(), hd);
             }
             return;
         }
         // As the program says: what stays of each row, and what each token adds to it.
         let head = self.unit;
-        for (row, columns) in self.masked.write.chunks_exact(self.tokens).enumerate() {
+        for (row, columns) in masked.write.chunks_exact(tokens).enumerate() {
             let keep = 1.0 - columns.iter().sum::<f32>();
             if keep == 1.0 && columns.iter().all(|&w| w == 0.0) {
                 continue;
@@ -171,8 +179,8 @@ impl Task for Write<'_> {
                     *values.add(cache.value(head, row) + element) *= keep;
                 }
                 for (token, &weight) in columns.iter().enumerate().filter(|(_, w)| **w != 0.0) {
-                    k.head(s, self.arena, token, head, key);
-                    let value = &self.arena.row(v, token)[head * hd..(head + 1) * hd];
+                    k.head(s, arena, token, head, key);
+                    let value = &arena.row(v, token)[head * hd..(head + 1) * hd];
                     for element in 0..hd {
                         *keys.add(cache.key(head, row, element)) += weight * key[element];
                         *values.add(cache.value(head, row) + element) += weight * value[element];
@@ -183,18 +191,10 @@ impl Task for Write<'_> {
     }
 }
 
-/// One unit of answering.
+/// One unit of answering, when all is written.
 pub struct Answer<'a> {
-    /// The layer.
-    pub attention: &'a Attention,
-    /// Its memory, written.
-    pub cache: RawCache,
-    /// What tokens see.
-    pub masked: Masked<'a>,
-    /// The call's values.
-    pub arena: Arena,
-    /// Tokens of the call.
-    pub tokens: usize,
+    /// Of which layer.
+    pub layer: Layer<'a>,
     /// Which unit.
     pub unit: usize,
     /// [`Attention::scratch`] floats.
@@ -206,7 +206,7 @@ impl Task for Answer<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
-        let queries = self.tokens * self.attention.group();
+        let queries = self.layer.tokens * self.layer.attention.group();
         let units = queries.div_ceil(TOGETHER);
         let (head, first) = (self.unit / units, self.unit % units * TOGETHER);
         match queries - first {
@@ -222,11 +222,12 @@ impl Answer<'_> {
     /// Answers `Q` queries of kv head `head`: query `i` is that of token `i / group`.
     #[inline(always)]
     fn together<S: Simd, const Q: usize>(self, s: S, head: usize, first: usize) {
-        let (attention, cache, group) = (self.attention, self.cache, self.attention.group());
+        let Layer { attention, cache, masked, arena, .. } = self.layer;
+        let group = attention.group();
         let hd = attention.q.head_dim();
         let token = |i: usize| (first + i) / group;
         let query = |i: usize| head * group + (first + i) % group;
-        let seen: [usize; Q] = std::array::from_fn(|i| self.masked.masks.seen[token(i)]);
+        let seen: [usize; Q] = std::array::from_fn(|i| masked.masks.seen[token(i)]);
         let most = seen.iter().copied().max().unwrap_or(0);
         let least = seen.iter().copied().min().unwrap_or(0);
         let padded = most.next_multiple_of(2 * LANES);
@@ -234,7 +235,7 @@ impl Answer<'_> {
         let (q, scores) = self.scratch.split_at_mut(TOGETHER * hd);
         for (i, q) in q.chunks_exact_mut(hd).take(Q).enumerate() {
             // SAFETY: the plan places views within the arena, and they were written before the threads met.
-            unsafe { attention.q.head(s, self.arena, token(i), query(i), q) };
+            unsafe { attention.q.head(s, arena, token(i), query(i), q) };
         }
         // Scores: two tiles of sixteen rows at a time.
         let mut tile = 0;
@@ -265,8 +266,8 @@ impl Answer<'_> {
         // Weights, not yet divided by their sum.
         let mut worth = [0.0f32; Q];
         for (i, scores) in scores.chunks_exact_mut(padded.max(1)).take(Q).enumerate() {
-            if !self.masked.masks.plain {
-                let mask = &self.masked.attention[token(i) * cache.rows..][..seen[i]];
+            if !masked.masks.plain {
+                let mask = &masked.attention[token(i) * cache.rows..][..seen[i]];
                 scores.iter_mut().zip(mask).for_each(|(score, m)| *score += m);
             }
             scores[seen[i]..].fill(f32::NEG_INFINITY);
@@ -314,9 +315,8 @@ impl Answer<'_> {
                 for (half, sums) in sums.iter().enumerate().take(vectors) {
                     let at = query(i) * hd + element + half * LANES;
                     // SAFETY: no other unit writes this query's part of the row.
-                    let out = unsafe {
-                        std::slice::from_raw_parts_mut(self.arena.at(&attention.out, token(i)).add(at), LANES)
-                    };
+                    let out =
+                        unsafe { std::slice::from_raw_parts_mut(arena.at(&attention.out, token(i)).add(at), LANES) };
                     s.store_some(out, s.mul(sums[i], s.splat(worth[i])));
                 }
             }

@@ -37,18 +37,14 @@ enum Given {
 pub struct Surroundings<'a> {
     /// Every op that runs one by one.
     pub plain: &'a BTreeSet<usize>,
-    /// Values that kernels and callers read.
-    pub used: &'a BTreeSet<usize>,
     /// The function's inputs that are tensors.
     pub inputs: &'a [ValueId],
     /// The axis of each value's tokens.
     pub axes: &'a BTreeMap<ValueId, Option<usize>>,
     /// Tokens of a call.
     pub tokens: usize,
-    /// Threads its kernels may use.
-    pub threads: usize,
-    /// Bytes its values may take.
-    pub limit: usize,
+    /// Of the runtime that runs its ops.
+    pub options: &'a Options,
 }
 
 fn arguments(op: &Op) -> impl Iterator<Item = ValueId> {
@@ -58,8 +54,13 @@ fn arguments(op: &Op) -> impl Iterator<Item = ValueId> {
     })
 }
 
-/// Makes an island of those ops.
-pub fn cut(graph: &Graph<'_>, ops: &[usize], around: &Surroundings<'_>) -> Result<Island, Refusal> {
+/// Makes an island of those ops. `used` are the values that kernels and callers read.
+pub fn cut(
+    graph: &Graph<'_>,
+    ops: &[usize],
+    used: &BTreeSet<usize>,
+    around: &Surroundings<'_>,
+) -> Result<Island, Refusal> {
     let function = graph.function();
     let inside: BTreeSet<usize> = ops.iter().copied().collect();
     let constant = |id: ValueId| graph.definition(id).filter(|&op| graph.call(op).spec().is_constant());
@@ -83,7 +84,7 @@ pub fn cut(graph: &Graph<'_>, ops: &[usize], around: &Surroundings<'_>) -> Resul
     let elsewhere: BTreeSet<ValueId> =
         around.plain.difference(&inside).flat_map(|&op| arguments(&function.ops[op])).collect();
     let made = ops.iter().flat_map(|&op| function.ops[op].outputs.iter().copied());
-    let leaving: Vec<ValueId> = made.filter(|id| around.used.contains(&id.index()) || elsewhere.contains(id)).collect();
+    let leaving: Vec<ValueId> = made.filter(|id| used.contains(&id.index()) || elsewhere.contains(id)).collect();
 
     let crossing = |id: ValueId| -> Result<Crossing, Refusal> {
         let name = &function.value(id).name;
@@ -102,8 +103,7 @@ pub fn cut(graph: &Graph<'_>, ops: &[usize], around: &Surroundings<'_>) -> Resul
     let body = body(function, &all, &entering, &leaving);
     let (valid, _) = validate_foreign(program(vec![body], BTreeMap::new()))
         .map_err(|report| format!("ops that run one by one make no program: {report}"))?;
-    let options = Options { threads: around.threads, memory_limit: around.limit, headroom: false };
-    let model = Portable::new(Numerics::Exact, options).prepare(&valid).map_err(|e| e.to_string())?;
+    let model = Portable::new(Numerics::Exact, around.options.clone()).prepare(&valid).map_err(|e| e.to_string())?;
     let kinds = ops.iter().map(|&op| function.ops[op].kind.clone()).collect();
     Ok(Island { ops: kinds, model, inputs, outputs })
 }

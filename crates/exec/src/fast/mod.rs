@@ -38,11 +38,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use anemone_mil::Valid;
 use anemone_mil::ir::Dtype;
 
+use crate::border::Signature;
 use crate::portable::constants::Shared;
-use crate::portable::{Numerics, Options, Portable, PortableModel, signature};
-use crate::runtime::{Error, Model, Port, Runtime, Signature, State};
+use crate::portable::{Numerics, Options, Portable, PortableModel};
+use crate::runtime::{Error, Model, Runtime, State};
 use crate::tensor::{Data, Tensor};
-use attention::{Answer, Attention, Masked, Masks, Write};
+use attention::{Answer, Attention, Layer, Masked, Masks, Write};
 use cache::{Cache, RawCache};
 use graph::Graph;
 use linear::{Activations, Output, Product, Weights};
@@ -97,13 +98,15 @@ impl Fast {
 
     /// Prepares a valid program that need not come from a file.
     pub fn prepare(&self, program: &Valid) -> Result<FastModel, Error> {
-        let FastOptions { threads, off, memory_limit } = &self.options;
+        let FastOptions { threads, ref off, memory_limit } = self.options;
+        // Of whatever runs op by op.
+        let portable = Options { threads, memory_limit, headroom: false };
         let mut constants = Shared::default();
         let mut caches = Vec::new();
         let mut plan = |index: usize| {
             let graph = Graph::new(program, index);
-            let selection = Selector::select(graph, off, &mut constants, *memory_limit, &mut caches)?;
-            Plan::new(program, index, selection, *threads, *memory_limit)
+            let selection = Selector::select(&graph, off, &mut constants, memory_limit, &mut caches)?;
+            Plan::new(&graph, selection, &portable)
         };
         let plans: Result<Vec<Plan>, (usize, String)> =
             (0..program.functions.len()).map(|i| plan(i).map_err(|reason| (i, reason))).collect();
@@ -112,7 +115,7 @@ impl Fast {
             let calls = plans.iter().map(Plan::bytes).try_fold(0, |most, bytes| Some(bytes?.max(most)));
             let caches = caches.iter().try_fold(0usize, |sum, cache| sum.checked_add(cache.bytes()?));
             let needed = calls.zip(caches).and_then(|(calls, caches)| calls.checked_add(caches));
-            match needed.filter(|&needed| needed <= *memory_limit) {
+            match needed.filter(|&needed| needed <= memory_limit) {
                 Some(_) => Ok(plans),
                 None => Err((0, format!("it needs more memory than {memory_limit} bytes"))),
             }
@@ -124,13 +127,12 @@ impl Fast {
             }
             Err((index, reason)) => {
                 let reason = format!("{}: {reason}", program.functions[index].name);
-                let options = Options { threads: *threads, memory_limit: *memory_limit, headroom: false };
-                Form::Whole { model: Box::new(Portable::new(Numerics::Exact, options).prepare(program)?), reason }
+                Form::Whole { model: Box::new(Portable::new(Numerics::Exact, portable).prepare(program)?), reason }
             }
         };
         Ok(FastModel {
             form,
-            signatures: program.functions.iter().map(signature).collect(),
+            signatures: program.functions.iter().map(Signature::of).collect(),
             default_function: program.functions.iter().position(|f| f.name == program.default_function).unwrap_or(0),
             caches,
             metadata: program.metadata.clone(),
@@ -142,9 +144,7 @@ impl Fast {
 
     /// As [`Runtime::load`], for callers that want to see the plan.
     pub fn load_fast(&self, package: &Path) -> Result<FastModel, Error> {
-        let (program, _) = anemone_mil::open(package)
-            .map_err(|e| Error::Package { package: package.display().to_string(), reason: e.to_string() })?;
-        self.prepare(&program)
+        self.prepare(&crate::runtime::open(package)?)
     }
 }
 
@@ -232,38 +232,21 @@ impl FastModel {
     /// What a function's plan does, a line for each step; or why the package runs op by op.
     pub fn listing(&self, function: usize) -> Vec<String> {
         match &self.form {
-            Form::Planned { plans, .. } => plans.get(function).map(Plan::listing).unwrap_or_default(),
+            Form::Planned { plans } => plans.get(function).map(Plan::listing).unwrap_or_default(),
             Form::Whole { reason, .. } => vec![format!("op by op on the portable runtime ({reason})")],
         }
-    }
-
-    fn refuse(&self, function: usize, input: &str, expected: String, found: String) -> Error {
-        let name = self.signatures.get(function).map_or_else(|| format!("function {function}"), |s| s.name.clone());
-        Error::Input { function: name, input: input.to_owned(), expected, found }
     }
 
     /// How many tokens a call has, by the shapes of its inputs; all of them are checked.
     fn tokens(&self, function: usize, plan: &Plan, inputs: &[&Tensor]) -> Result<usize, Error> {
         let signature = &self.signatures[function];
-        if inputs.len() != signature.inputs.len() {
-            let missing = signature.inputs.get(inputs.len()).map_or("", |p| p.name.as_str());
-            return Err(self.refuse(
-                function,
-                missing,
-                format!("{} inputs", signature.inputs.len()),
-                inputs.len().to_string(),
-            ));
-        }
+        signature.check_kinds(self.float(), inputs)?;
         let mut tokens = None;
         for ((port, axis), tensor) in signature.inputs.iter().zip(&plan.input_axes).zip(inputs) {
-            let dtype = if port.dtype == Dtype::F16 { Dtype::F32 } else { port.dtype };
-            if tensor.dtype() != dtype {
-                return Err(self.refuse(function, &port.name, dtype.to_string(), tensor.dtype().to_string()));
-            }
             let shape = tensor.shape();
             let own = if plan.elastic { axis.and_then(|a| shape.get(a)).copied() } else { None };
-            let wanted = tokens.or(own).unwrap_or(plan.tokens);
             tokens = tokens.or(own);
+            let wanted = tokens.unwrap_or(plan.tokens);
             let fits = shape.len() == port.shape.len()
                 && (1..=MOST_TOKENS.max(plan.tokens)).contains(&wanted)
                 && port.shape.iter().zip(shape).enumerate().all(|(a, (declared, &found))| {
@@ -274,51 +257,43 @@ impl FastModel {
                 if let Some(axis) = axis {
                     expected[*axis] = Some(wanted);
                 }
-                return Err(self.refuse(
-                    function,
-                    &port.name,
-                    format!("shape {expected:?}"),
-                    format!("shape {shape:?}"),
-                ));
+                return Err(signature.refuse(&port.name, format!("shape {expected:?}"), format!("shape {shape:?}")));
             }
         }
         Ok(tokens.unwrap_or(plan.tokens))
     }
 
-    /// One call of a planned function.
+    /// One call of a planned function, its inputs checked.
     fn call(
         &self,
         function: usize,
         plan: &Plan,
+        tokens: usize,
         inputs: &[&Tensor],
-        state: &mut FastState,
+        state: &mut State,
         outputs: &mut [Tensor],
     ) -> Result<(), Error> {
-        let tokens = self.tokens(function, plan, inputs)?;
+        let state = state
+            .downcast::<FastState>()
+            .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
+            .ok_or(Error::ForeignState)?;
         let threads = self.team.threads();
         let floats = |i: usize| match inputs[i].data() {
             Data::F32(v) => Ok(&v[..]),
-            other => Err(self.refuse(
-                function,
-                &self.signatures[function].inputs[i].name,
-                "fp32".into(),
-                other.dtype().to_string(),
-            )),
+            other => {
+                let signature = &self.signatures[function];
+                Err(signature.refuse(&signature.inputs[i].name, "fp32", other.dtype().to_string()))
+            }
         };
         // Room, which later calls find.
         if state.arena.len() < plan.width * tokens {
             state.arena.resize(plan.width * tokens, 0.0);
         }
         state.scratch.resize_with(threads + 1, Scratch::default);
-        let scores = plan.steps.iter().map(|step| match step {
-            Step::Attention(a) => a.scratch(self.caches[a.cache].rows),
-            _ => 0,
-        });
-        let scores = scores.max().unwrap_or(0);
         for scratch in &mut state.scratch[..threads] {
             scratch.reserve(1, plan.longest);
-            if scratch.scores.len() < scores {
-                scratch.scores.resize(scores, 0.0);
+            if scratch.scores.len() < plan.scores {
+                scratch.scores.resize(plan.scores, 0.0);
             }
         }
         state.scratch[threads].reserve(tokens, plan.longest);
@@ -369,17 +344,6 @@ impl FastModel {
         }
         Ok(())
     }
-
-    /// An output of a call of that many tokens.
-    fn blank(port: &Port, crossing: &plan::Crossing, plan: &Plan, tokens: usize) -> Tensor {
-        let mut shape = crossing.shape.clone();
-        if let (true, Some(axis)) = (plan.elastic, crossing.axis) {
-            shape[axis] = tokens;
-        }
-        debug_assert_eq!(port.shape.len(), shape.len());
-        let n = shape.iter().product();
-        Tensor::new(&shape, Data::F32(vec![0.0; n]))
-    }
 }
 
 impl Model for FastModel {
@@ -401,7 +365,7 @@ impl Model for FastModel {
 
     fn most_tokens(&self, function: usize) -> Option<usize> {
         match &self.form {
-            Form::Planned { plans, .. } => plans.get(function).filter(|p| p.elastic).map(|_| MOST_TOKENS),
+            Form::Planned { plans } => plans.get(function).filter(|p| p.elastic).map(|_| MOST_TOKENS),
             Form::Whole { .. } => None,
         }
     }
@@ -409,7 +373,7 @@ impl Model for FastModel {
     fn new_state(&self) -> Result<State, Error> {
         let islands = match &self.form {
             Form::Whole { model, .. } => return model.new_state(),
-            Form::Planned { plans, .. } => {
+            Form::Planned { plans } => {
                 let of = |plan: &Plan| {
                     let islands = plan.steps.iter().filter_map(|step| match step {
                         Step::Island(island) => Some(island.new_state()),
@@ -435,15 +399,17 @@ impl Model for FastModel {
     fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error> {
         let plans = match &self.form {
             Form::Whole { model, .. } => return model.run(function, inputs, state),
-            Form::Planned { plans, .. } => plans,
+            Form::Planned { plans } => plans,
         };
-        let Some(plan) = plans.get(function) else {
-            return Err(self.refuse(function, "", format!("a function below {}", plans.len()), function.to_string()));
-        };
+        let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
         let tokens = self.tokens(function, plan, inputs)?;
-        let ports = self.signatures[function].outputs.iter().zip(&plan.outputs);
-        let mut outputs: Vec<Tensor> = ports.map(|(port, c)| Self::blank(port, c, plan, tokens)).collect();
-        self.run_into(function, inputs, state, &mut outputs)?;
+        let blank = |crossing| {
+            let shape: Vec<usize> = plan.shape(crossing, tokens).collect();
+            let n = shape.iter().product();
+            Tensor::new(&shape, Data::F32(vec![0.0; n]))
+        };
+        let mut outputs: Vec<Tensor> = plan.outputs.iter().map(blank).collect();
+        self.call(function, plan, tokens, inputs, state, &mut outputs)?;
         Ok(outputs)
     }
 
@@ -456,31 +422,17 @@ impl Model for FastModel {
     ) -> Result<(), Error> {
         let plans = match &self.form {
             Form::Whole { model, .. } => return model.run_into(function, inputs, state, outputs),
-            Form::Planned { plans, .. } => plans,
+            Form::Planned { plans } => plans,
         };
-        let Some(plan) = plans.get(function) else {
-            return Err(self.refuse(function, "", format!("a function below {}", plans.len()), function.to_string()));
-        };
+        let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
         let tokens = self.tokens(function, plan, inputs)?;
-        let ports = self.signatures[function].outputs.iter().zip(&plan.outputs);
-        let fit = outputs.len() == plan.outputs.len()
-            && ports.zip(&*outputs).all(|((_, crossing), output)| {
-                let mut shape = crossing.shape.iter().enumerate().map(|(a, &d)| match (plan.elastic, crossing.axis) {
-                    (true, Some(axis)) if axis == a => tokens,
-                    _ => d,
-                });
-                output.dtype() == Dtype::F32
-                    && output.shape().len() == crossing.shape.len()
-                    && output.shape().iter().all(|&d| shape.next() == Some(d))
-            });
-        if !fit {
-            return Err(self.refuse(function, "outputs", "outputs of the call's shapes".into(), "others".into()));
+        let fits = |(output, crossing): (&Tensor, _)| {
+            output.dtype() == Dtype::F32 && output.shape().iter().copied().eq(plan.shape(crossing, tokens))
+        };
+        if outputs.len() != plan.outputs.len() || !outputs.iter().zip(&plan.outputs).all(fits) {
+            return Err(self.signatures[function].refuse("outputs", "outputs of the call's shapes", "others"));
         }
-        let state = state
-            .downcast::<FastState>()
-            .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
-            .ok_or(Error::ForeignState)?;
-        self.call(function, plan, inputs, state, outputs)
+        self.call(function, plan, tokens, inputs, state, outputs)
     }
 }
 
@@ -605,15 +557,15 @@ impl Call<'_> {
             _ => &[],
         };
         let masked = Masked { masks: &self.masks[attention.masks], attention: floats(mask), write: floats(write) };
-        let (arena, tokens) = (self.arena(), self.tokens);
-        for unit in (thread..attention.writes(masked.masks, tokens)).step_by(self.threads) {
-            self.isa.run(Write { attention, cache, masked, arena, tokens, unit });
+        let layer = Layer { attention, cache, masked, arena: self.arena(), tokens: self.tokens };
+        for unit in (thread..attention.writes(masked.masks, self.tokens)).step_by(self.threads) {
+            self.isa.run(Write { layer, unit });
         }
         self.meeting.wait();
         // SAFETY: this thread's own.
         let scratch = unsafe { &mut (*self.scratch.get().add(thread)).scores };
-        for unit in self.units(number, attention.answers(tokens)) {
-            self.isa.run(Answer { attention, cache, masked, arena, tokens, unit, scratch });
+        for unit in self.units(number, attention.answers(self.tokens)) {
+            self.isa.run(Answer { layer, unit, scratch });
         }
     }
 }

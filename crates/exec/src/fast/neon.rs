@@ -109,13 +109,6 @@ unsafe impl Simd for Neon {
             out
         }
     }
-    #[inline(always)]
-    fn lanes(self, v: Self::F32) -> [f32; LANES] {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: sixteen lanes.
-        unsafe { self.store(lanes.as_mut_ptr(), v) };
-        lanes
-    }
 
     #[inline(always)]
     fn zero(self) -> Self::Sum {

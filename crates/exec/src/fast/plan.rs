@@ -7,7 +7,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
-use anemone_mil::Valid;
 use anemone_mil::ir::{Dtype, ValueId};
 
 use super::MOST_TOKENS;
@@ -18,6 +17,7 @@ use super::linear::{Matrix, PADDING, Weights};
 use super::rows::{RowSource, View};
 use super::select::{Refusal, Selection};
 use super::simd::LANES;
+use crate::portable::Options;
 
 /// One projection.
 #[derive(Clone, Debug)]
@@ -28,8 +28,6 @@ pub struct Part {
     pub bias: Option<Vec<f32>>,
     /// Added to the result.
     pub residual: Option<View>,
-    /// Where the tokens of the residual's value are.
-    pub residual_axis: Option<usize>,
     /// `[T, rows]`.
     pub out: View,
 }
@@ -150,18 +148,13 @@ pub struct Plan {
     pub masks: Vec<(usize, usize)>,
     /// The longest padded row of a projection's input.
     pub longest: usize,
+    /// Floats that the scores of one thread take.
+    pub scores: usize,
 }
 
 impl Plan {
-    /// Orders and places what was selected. `threads`, and the `limit` of bytes, are for the ops that run one by one.
-    pub fn new(
-        program: &Valid,
-        index: usize,
-        selection: Selection,
-        threads: usize,
-        limit: usize,
-    ) -> Result<Self, Refusal> {
-        let graph = Graph::new(program, index);
+    /// Orders and places what was selected. The `options` are those of ops that run one by one.
+    pub fn new(graph: &Graph<'_>, selection: Selection, options: &Options) -> Result<Self, Refusal> {
         let function = graph.function();
         let inputs: Vec<ValueId> =
             function.inputs.iter().copied().filter(|id| function.value(*id).ty.tensor().is_some()).collect();
@@ -169,7 +162,10 @@ impl Plan {
         if steps.is_empty() {
             return Err("no rule matched".into());
         }
-        let mut steps = ordered(steps, &plain, &axes, &graph, &inputs, [tokens, threads, limit])?;
+        let mut steps = {
+            let around = Surroundings { plain: &plain, inputs: &inputs, axes: &axes, tokens, options };
+            ordered(steps, graph, &around)?
+        };
         let islands = steps.iter().any(|s| matches!(s, Step::Island(_)));
 
         let mut life = Lives::default();
@@ -222,7 +218,14 @@ impl Plan {
             && input_axes.iter().all(Option::is_some)
             && outputs.iter().all(|crossing| crossing.axis.is_some());
         let longest = steps.iter().map(Step::padded).max().unwrap_or(0);
-        Ok(Self { tokens, elastic, steps, width, inputs: kept, input_axes, outputs, masks, longest })
+        let scores = steps.iter().map(Step::scores).max().unwrap_or(0);
+        Ok(Self { tokens, elastic, steps, width, inputs: kept, input_axes, outputs, masks, longest, scores })
+    }
+
+    /// The shape of what crosses the border in a call of that many tokens.
+    pub fn shape(&self, crossing: &Crossing, tokens: usize) -> impl Iterator<Item = usize> {
+        let axis = crossing.axis.filter(|_| self.elastic);
+        crossing.shape.iter().enumerate().map(move |(a, &d)| if Some(a) == axis { tokens } else { d })
     }
 
     /// Bytes that a call of as many tokens as there may be needs for its values and rows; `None` for more than can be counted.
@@ -314,6 +317,14 @@ impl Step {
         }
     }
 
+    /// Floats that its scores take.
+    fn scores(&self) -> usize {
+        match self {
+            Step::Attention(attention) => attention.scratch(),
+            _ => 0,
+        }
+    }
+
     fn describe(&self) -> String {
         let mut line = String::new();
         match self {
@@ -347,14 +358,7 @@ impl Step {
 }
 
 /// Steps and islands in order.
-fn ordered(
-    mut steps: Vec<(usize, Step)>,
-    plain: &BTreeSet<usize>,
-    axes: &BTreeMap<ValueId, Option<usize>>,
-    graph: &Graph<'_>,
-    inputs: &[ValueId],
-    [tokens, threads, limit]: [usize; 3],
-) -> Result<Vec<Step>, Refusal> {
+fn ordered(mut steps: Vec<(usize, Step)>, graph: &Graph<'_>, around: &Surroundings<'_>) -> Result<Vec<Step>, Refusal> {
     steps.sort_by_key(|(at, _)| *at);
     let mut used: BTreeSet<usize> = graph.function().outputs.iter().map(|id| id.index()).collect();
     for (_, step) in &mut steps {
@@ -364,16 +368,15 @@ fn ordered(
             }
         });
     }
-    let around = Surroundings { plain, used: &used, inputs, axes, tokens, threads, limit };
     let mut ordered: Vec<Step> = Vec::new();
-    let mut plain = plain.iter().copied().peekable();
+    let mut plain = around.plain.iter().copied().peekable();
     let mut island = |until: usize, ordered: &mut Vec<Step>| -> Result<(), Refusal> {
         let mut ops = Vec::new();
         while let Some(op) = plain.next_if(|&op| op < until) {
             ops.push(op);
         }
         if !ops.is_empty() {
-            ordered.push(Step::Island(island::cut(graph, &ops, &around)?));
+            ordered.push(Step::Island(island::cut(graph, &ops, &used, around)?));
         }
         Ok(())
     };

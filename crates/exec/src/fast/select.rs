@@ -54,12 +54,12 @@ pub struct Selection {
 }
 
 /// Chooses for one function at a time; constants and caches are the package's.
-pub struct Selector<'a> {
-    graph: Graph<'a>,
-    off: &'a BTreeSet<String>,
-    constants: &'a mut Shared,
+pub struct Selector<'a, 'g> {
+    graph: &'g Graph<'a>,
+    off: &'g BTreeSet<String>,
+    constants: &'g mut Shared,
     limit: usize,
-    caches: &'a mut Vec<CacheSpec>,
+    caches: &'g mut Vec<CacheSpec>,
     tokens: usize,
     wanted: Vec<ValueId>,
     /// Ops on states that some attention stands for.
@@ -70,16 +70,16 @@ pub struct Selector<'a> {
 /// Why a function is not worth a plan of its own.
 pub type Refusal = String;
 
-impl<'a> Selector<'a> {
+impl<'a, 'g> Selector<'a, 'g> {
     /// Chooses for the function behind `graph`.
     pub fn select(
-        graph: Graph<'a>,
-        off: &'a BTreeSet<String>,
-        constants: &'a mut Shared,
+        graph: &'g Graph<'a>,
+        off: &'g BTreeSet<String>,
+        constants: &'g mut Shared,
         limit: usize,
-        caches: &'a mut Vec<CacheSpec>,
+        caches: &'g mut Vec<CacheSpec>,
     ) -> Result<Selection, Refusal> {
-        let tokens = tokens(&graph).ok_or("no projection says how many tokens a call has")?;
+        let tokens = tokens(graph).ok_or("no projection says how many tokens a call has")?;
         let found = Selection { tokens, steps: vec![], plain: BTreeSet::new(), axes: BTreeMap::new(), masks: vec![] };
         let mut selector =
             Self { graph, off, constants, limit, caches, tokens, wanted: vec![], covered: BTreeSet::new(), found };
@@ -155,21 +155,12 @@ impl<'a> Selector<'a> {
         if let Some(attention) = self.on("attention").then(|| self.attention(id)).flatten() {
             return self.ask_attention(id, attention).map(Some);
         }
-        if self.on("linear")
-            && let Some((axis, x, part)) = self.linear(id).or_else(|| self.linear_residual(id))
-        {
-            let source = self.source_of(x, axis).ok_or("a projection of a constant")?;
-            let source = self.ask(source)?;
-            let mut part = part;
-            part.out = self.own(id, axis)?;
-            if let Some(residual) = part.residual {
-                self.want(ValueId(residual.place as u32), part.residual_axis)?;
-            }
-            return Ok(Some(Step::Linear { source, parts: vec![part] }));
+        if let Some(projection) = self.projection(id) {
+            return self.ask_projection(id, projection).map(Some);
         }
         let axis = self.token_axis(id);
-        if let Some(Some(source)) = axis.map(|axis| self.row_source(id, axis))
-            && let Some(axis) = axis
+        if let Some(axis) = axis
+            && let Some(source) = self.row_source(id, axis)
         {
             let source = self.ask(source)?;
             let out = self.own(id, axis)?;
@@ -312,8 +303,15 @@ impl<'a> Selector<'a> {
         }
     }
 
-    /// A projection: the axis of its tokens, its input, and its weights.
-    fn linear(&mut self, id: ValueId) -> Option<(Option<usize>, ValueId, Part)> {
+    /// A projection, alone or with what is added to it.
+    fn projection(&mut self, id: ValueId) -> Option<ProjectionSource> {
+        if !self.on("linear") {
+            return None;
+        }
+        self.linear(id).or_else(|| self.linear_residual(id))
+    }
+
+    fn linear(&mut self, id: ValueId) -> Option<ProjectionSource> {
         let call = self.graph.call(self.graph.definition(id)?);
         let x = call.value("x")?;
         let (from, to) = (self.graph.shape(x)?, self.graph.shape(id)?);
@@ -346,12 +344,11 @@ impl<'a> Selector<'a> {
         if bias.as_ref().is_some_and(|b| b.len() != matrix.rows) {
             return None;
         }
-        let out = View { place: id.index(), stride: matrix.rows, offset: 0, width: matrix.rows };
-        Some((axis, x, Part { matrix, bias, residual: None, residual_axis: None, out }))
+        Some(ProjectionSource { axis, x, matrix, bias, residual: None })
     }
 
     /// An addition to a projection that nobody else uses.
-    fn linear_residual(&mut self, id: ValueId) -> Option<(Option<usize>, ValueId, Part)> {
+    fn linear_residual(&mut self, id: ValueId) -> Option<ProjectionSource> {
         if !self.on("residual") {
             return None;
         }
@@ -360,9 +357,9 @@ impl<'a> Selector<'a> {
             if self.graph.users(projection) != 1 || self.graph.shape(projection) != self.graph.shape(other) {
                 return None;
             }
-            let (axis, x, part) = self.linear(projection)?;
-            let (residual, residual_axis) = self.view(other, axis)?;
-            Some((axis, x, Part { residual: Some(residual), residual_axis, ..part }))
+            let source = self.linear(projection)?;
+            let residual = Some(self.view(other, source.axis)?);
+            Some(ProjectionSource { residual, ..source })
         })
     }
 
@@ -395,7 +392,7 @@ impl<'a> Selector<'a> {
     }
 
     fn norm(&self, id: ValueId, axis: Option<usize>) -> Option<Source> {
-        let g = &self.graph;
+        let g = self.graph;
         let (normal, gamma) = g.with_constant(id, "mul")?;
         let channels = self.channels(id, axis)?;
         let (a, b) = g.binary(normal, "mul")?;
@@ -498,7 +495,7 @@ impl<'a> Selector<'a> {
 
     /// `concat(low cos - high sin, low sin + high cos, rest)` of heads `[1, heads, head_dim, T]`.
     fn rotated(&self, id: ValueId, axis: Option<usize>, heads: usize, scale: f32) -> Option<TurnedSource> {
-        let g = &self.graph;
+        let g = self.graph;
         let call = g.made_by(id, "concat").filter(|c| c.const_int("axis").is_ok_and(|a| a == 2 || a == -2))?;
         if axis.is_some_and(|a| a != 3) || call.const_bool("interleave").unwrap_or(false) {
             return None;
@@ -533,7 +530,7 @@ impl<'a> Selector<'a> {
 
     /// From the mixture `[1, heads, T, head_dim]` back to queries, keys, values, masks and states.
     fn attention(&self, mixed: ValueId) -> Option<AttentionSource> {
-        let g = &self.graph;
+        let g = self.graph;
         let t = self.tokens;
         let axis = |a: usize| if t == 1 { None } else { Some(a) };
         let &[1, heads, rows, head_dim] = &g.shape(mixed)?[..] else { return None };
@@ -607,7 +604,7 @@ impl<'a> Selector<'a> {
 
     /// The masked write behind a read of a state.
     fn cached(&self, now: ValueId) -> Option<CachedSource> {
-        let g = &self.graph;
+        let g = self.graph;
         let read = g.made_by(now, "read_state")?;
         let state = read.value("input")?;
         // Read, write, read again, and nobody else.
@@ -654,16 +651,21 @@ impl<'a> Selector<'a> {
         Some(CachedSource { state: name, ops: accesses.to_vec(), shape, write: mask, new })
     }
 
+    fn ask_projection(&mut self, id: ValueId, projection: ProjectionSource) -> Result<Step, Refusal> {
+        let ProjectionSource { axis, x, matrix, bias, residual } = projection;
+        let source = self.source_of(x, axis).ok_or("a projection of a constant")?;
+        let source = self.ask(source)?;
+        let out = self.own(id, axis)?;
+        let residual = residual.map(|seen| self.want_view(seen)).transpose()?;
+        Ok(Step::Linear { source, parts: vec![Part { matrix, bias, residual, out }] })
+    }
+
     fn ask_attention(&mut self, id: ValueId, source: AttentionSource) -> Result<Step, Refusal> {
         let AttentionSource { q, k, v, mask, keys, values } = source;
+        let rows = keys.shape[2];
         self.covered.extend(keys.ops.iter().chain(&values.ops));
-        let spec = CacheSpec {
-            keys: keys.state,
-            values: values.state,
-            heads: keys.shape[1],
-            rows: keys.shape[2],
-            head_dim: keys.shape[3],
-        };
+        let spec =
+            CacheSpec { keys: keys.state, values: values.state, heads: keys.shape[1], rows, head_dim: keys.shape[3] };
         let cache = match self.caches.iter().position(|c| *c == spec) {
             Some(known) => known,
             None => {
@@ -681,12 +683,12 @@ impl<'a> Selector<'a> {
         };
         let out = self.own(id, if self.tokens == 1 { None } else { Some(2) })?;
         let (q, k, v) = (self.ask_turned(q)?, self.ask_turned(k)?, self.want_view(v)?);
-        Ok(Step::Attention(Attention { q, k, v, out, cache, masks }))
+        Ok(Step::Attention(Attention { q, k, v, out, cache, rows, masks }))
     }
 
     /// Every access to a state must be part of some attention: one that is not needs the state as the program has it.
     fn check_states(&self) -> Result<(), Refusal> {
-        let g = &self.graph;
+        let g = self.graph;
         for (i, op) in g.function().ops.iter().enumerate() {
             let state = match op.kind.as_str() {
                 "read_state" | "write_state" => g.call(i).value("input"),
@@ -725,6 +727,16 @@ struct TurnedSource {
     heads: usize,
     rotation: Option<(Seen, Seen)>,
     scale: f32,
+}
+
+struct ProjectionSource {
+    /// The axis of the tokens.
+    axis: Option<usize>,
+    x: ValueId,
+    matrix: Matrix,
+    bias: Option<Vec<f32>>,
+    /// What is added.
+    residual: Option<Seen>,
 }
 
 struct CachedSource {

@@ -68,8 +68,6 @@ pub unsafe trait Simd: Copy + Send + Sync {
     fn round(self, v: Self::F32) -> Self::F32;
     /// `2^v` of integers from -126 to 127.
     fn exp2i(self, v: Self::F32) -> Self::F32;
-    /// The lanes.
-    fn lanes(self, v: Self::F32) -> [f32; LANES];
 
     /// A sum of nothing.
     fn zero(self) -> Self::Sum;
@@ -89,6 +87,15 @@ pub unsafe trait Simd: Copy + Send + Sync {
     fn total(self, sum: Self::Sum) -> i32;
     /// Asks for memory that will be read soon. The address need not be valid.
     fn prefetch(self, p: *const u8);
+
+    /// The lanes.
+    #[inline(always)]
+    fn lanes(self, v: Self::F32) -> [f32; LANES] {
+        let mut lanes = [0.0; LANES];
+        // SAFETY: there is room for sixteen.
+        unsafe { self.store(lanes.as_mut_ptr(), v) };
+        lanes
+    }
 
     /// The sum of the lanes, by halving.
     #[inline(always)]
@@ -305,10 +312,6 @@ unsafe impl Simd for Plain {
     #[inline(always)]
     fn exp2i(self, v: Self::F32) -> Self::F32 {
         each(|i| f32::from_bits(((v[i] as i32 + 127) as u32) << 23))
-    }
-    #[inline(always)]
-    fn lanes(self, v: Self::F32) -> [f32; LANES] {
-        v
     }
 
     #[inline(always)]

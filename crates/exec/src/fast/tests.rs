@@ -3,25 +3,19 @@
 use std::sync::Arc;
 
 use anemone_mil::ir::{Dtype, Literal, TensorType};
+use anemone_mil::testing::Rng;
 use proptest::prelude::*;
 
-use super::attention::{Answer, Attention, Masked, Masks, Write};
+use super::attention::{Answer, Attention, Layer, Masked, Masks, Write};
 use super::cache::Cache;
 use super::linear::{Activations, Bytes, Matrix, Output, PADDING, Product, Weights, round_row};
 use super::rows::{Arena, Prepared, Rotation, Row, RowSource, Turned, View};
 use super::simd::{Isa, LANES, Simd, Task, exp};
 
-/// Numbers that look random and are the same everywhere (splitmix64), in -1..1.
+/// Numbers in -1..1.
 fn noise(seed: u64, n: usize) -> Vec<f32> {
-    let mut state = seed;
-    let mut next = || {
-        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = state;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
-    };
-    (0..n).map(|_| next()).collect()
+    let mut rng = Rng::new(seed);
+    (0..n).map(|_| (rng.bits() >> 40) as f32 / (1u64 << 23) as f32 - 1.0).collect()
 }
 
 fn bits(v: &[f32]) -> Vec<u32> {
@@ -281,6 +275,7 @@ fn attend(isa: Isa, seed: u64, blocks: &[usize], rows: usize, odd_masks: bool) -
             v: views[2],
             out: views[3],
             cache: 0,
+            rows,
             masks: 0,
         };
         // Odd ones: a mask that is not 0 somewhere, and a write of a half.
@@ -297,14 +292,14 @@ fn attend(isa: Isa, seed: u64, blocks: &[usize], rows: usize, odd_masks: bool) -
         masks.read(&mask, &write, tokens);
         let masked = Masked { masks: &masks, attention: &mask, write: &write };
         let arena = Arena::new(memory.as_mut_ptr(), tokens);
+        let layer = Layer { attention: &attention, cache, masked, arena, tokens };
         for unit in 0..attention.writes(&masks, tokens) {
-            isa.run(Write { attention: &attention, cache, masked, arena, tokens, unit });
+            isa.run(Write { layer, unit });
         }
-        let mut scratch = vec![f32::NAN; attention.scratch(rows)];
+        let mut scratch = vec![f32::NAN; attention.scratch()];
         // In any order.
         for unit in (0..attention.answers(tokens)).rev() {
-            let scratch = &mut scratch;
-            isa.run(Answer { attention: &attention, cache, masked, arena, tokens, unit, scratch });
+            isa.run(Answer { layer, unit, scratch: &mut scratch });
         }
         results.extend_from_slice(&memory[views[3].place * tokens..]);
         first += tokens;

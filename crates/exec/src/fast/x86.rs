@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{LANES, Simd, Task};
+use super::simd::{Simd, Task};
 
 /// Proof that this processor has AVX2, FMA and F16C, and that the system saves their registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,13 +139,6 @@ unsafe impl Simd for Avx512 {
             let biased = _mm512_add_epi32(_mm512_cvtps_epi32(v), _mm512_set1_epi32(127));
             _mm512_castsi512_ps(_mm512_slli_epi32::<23>(biased))
         }
-    }
-    #[inline(always)]
-    fn lanes(self, v: __m512) -> [f32; LANES] {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: sixteen lanes.
-        unsafe { self.store(lanes.as_mut_ptr(), v) };
-        lanes
     }
     #[inline(always)]
     fn sum(self, v: __m512) -> f32 {
@@ -289,13 +282,6 @@ unsafe impl Simd for Avx2 {
                 _mm256_castsi256_ps(_mm256_slli_epi32::<23>(biased[1])),
             ]
         }
-    }
-    #[inline(always)]
-    fn lanes(self, v: Self::F32) -> [f32; LANES] {
-        let mut lanes = [0.0; LANES];
-        // SAFETY: sixteen lanes.
-        unsafe { self.store(lanes.as_mut_ptr(), v) };
-        lanes
     }
     #[inline(always)]
     fn sum(self, v: Self::F32) -> f32 {

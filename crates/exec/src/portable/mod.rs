@@ -29,11 +29,12 @@ use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use anemone_mil::Valid;
-use anemone_mil::ir::{Dtype, Feature, Flexibility, Function, TensorType, ValueType};
+use anemone_mil::ir::{Dtype, Feature, TensorType};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::runtime::{Error, Model, Port, Runtime, Signature, State};
+use crate::border::Signature;
+use crate::runtime::{Error, Model, Runtime, State};
 use crate::tensor::{Data, Tensor};
 use context::{Context, Pool};
 use headroom::{Headroom, Recorder};
@@ -93,9 +94,7 @@ impl Portable {
 
     /// As [`Runtime::load`], for callers that need what only this runtime's models tell.
     pub fn load_portable(&self, package: &Path) -> Result<PortableModel, Error> {
-        let (program, _) = anemone_mil::open(package)
-            .map_err(|e| Error::Package { package: package.display().to_string(), reason: e.to_string() })?;
-        self.prepare(&program)
+        self.prepare(&crate::runtime::open(package)?)
     }
 
     /// Prepares a valid program that need not come from a file.
@@ -104,7 +103,8 @@ impl Portable {
         let mut functions = Vec::new();
         for (i, function) in program.functions.iter().enumerate() {
             let plan = planner.plan(program, i, self.options.memory_limit)?;
-            functions.push(Prepared { plan, features: features(function), signature: signature(function) });
+            let signature = Signature::of(function);
+            functions.push(Prepared { plan, features: signature.features(function), signature });
         }
         let states: usize = planner
             .states
@@ -186,35 +186,6 @@ struct PortableState {
     pool: Pool,
 }
 
-fn port(name: &str, ty: &TensorType) -> Port {
-    Port { name: name.to_owned(), dtype: ty.dtype, shape: ty.shape.iter().map(|d| d.fixed()).collect() }
-}
-
-pub(crate) fn signature(function: &Function) -> Signature {
-    let mut signature = Signature { name: function.name.clone(), inputs: vec![], outputs: vec![], states: vec![] };
-    for &id in &function.inputs {
-        let value = function.value(id);
-        match &value.ty {
-            ValueType::Tensor(ty) => signature.inputs.push(port(&value.name, ty)),
-            ValueType::State(ty) => signature.states.push(port(&value.name, ty)),
-            _ => {}
-        }
-    }
-    for &id in &function.outputs {
-        let value = function.value(id);
-        if let ValueType::Tensor(ty) = &value.ty {
-            signature.outputs.push(port(&value.name, ty));
-        }
-    }
-    signature
-}
-
-/// What the model description says of each input.
-pub(crate) fn features(function: &Function) -> Vec<Option<Feature>> {
-    let tensors = function.inputs.iter().map(|id| function.value(*id)).filter(|v| v.ty.tensor().is_some());
-    tensors.map(|v| function.interface.inputs.iter().find(|f| f.name == v.name).cloned()).collect()
-}
-
 impl PortableModel {
     /// The magnitudes that the fp16 results of all calls so far have reached, in the order of functions and ops; empty if
     /// the model was loaded without [`Options::headroom`].
@@ -246,82 +217,18 @@ impl PortableModel {
         watch: Option<&mut Watch<'_>>,
     ) -> Result<Vec<Tensor>, Error> {
         let Some(f) = self.functions.get(function) else {
-            return Err(Error::Input {
-                function: format!("function {function}"),
-                input: String::new(),
-                expected: format!("a function below {}", self.functions.len()),
-                found: function.to_string(),
-            });
+            return Err(Error::no_function(function, self.functions.len()));
         };
         let state = state
             .downcast::<PortableState>()
             .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
             .ok_or(Error::ForeignState)?;
-        self.check(f, inputs)?;
+        f.signature.check(&f.features, self.float(), inputs)?;
         let context = Context::new(&mut state.pool, self.value_limit, self.threads);
         let mut run = Run { model: self, plan: &f.plan, slots: vec![None; f.plan.slots], context };
         run.enter(&f.signature, inputs)?;
         run.steps(function, &mut state.caches, watch)?;
         run.leave(&f.signature)
-    }
-
-    /// Checks what is given against what the signature and the description ask for.
-    fn check(&self, function: &Prepared, inputs: &[&Tensor]) -> Result<(), Error> {
-        let signature = &function.signature;
-        let refuse = |input: &str, expected: String, found: String| Error::Input {
-            function: signature.name.clone(),
-            input: input.to_owned(),
-            expected,
-            found,
-        };
-        if inputs.len() != signature.inputs.len() {
-            let missing = signature.inputs.get(inputs.len()).map_or("", |p| p.name.as_str());
-            let expected = format!("{} inputs", signature.inputs.len());
-            return Err(refuse(missing, expected, format!("{}", inputs.len())));
-        }
-        for ((port, feature), tensor) in signature.inputs.iter().zip(&function.features).zip(inputs) {
-            let dtype = if port.dtype == Dtype::F16 { self.float() } else { port.dtype };
-            if tensor.dtype() != dtype {
-                return Err(refuse(&port.name, format!("{dtype}"), format!("{}", tensor.dtype())));
-            }
-            let shape = tensor.shape();
-            let fits = shape.len() == port.shape.len()
-                && port.shape.iter().zip(shape).all(|(p, &d)| p.is_none_or(|p| p == d))
-                && feature.as_ref().is_none_or(|f| allowed(f, shape));
-            if !fits {
-                let expected = feature.as_ref().map_or_else(|| format!("shape {:?}", port.shape), shapes);
-                return Err(refuse(&port.name, expected, format!("shape {shape:?}")));
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Whether the description allows an input of that shape.
-fn allowed(feature: &Feature, shape: &[usize]) -> bool {
-    let default = feature.shape.as_deref() == Some(shape);
-    match &feature.flexibility {
-        Flexibility::Fixed => feature.shape.is_none() || default,
-        Flexibility::Enumerated(shapes) => default || shapes.iter().any(|s| s == shape),
-        Flexibility::Range(bounds) => {
-            bounds.len() == shape.len()
-                && bounds.iter().zip(shape).all(|((low, high), d)| d >= low && high.is_none_or(|h| *d <= h))
-        }
-    }
-}
-
-/// The shapes the description allows, in words.
-fn shapes(feature: &Feature) -> String {
-    match (&feature.flexibility, &feature.shape) {
-        (Flexibility::Enumerated(shapes), _) => format!("one of the shapes {shapes:?}"),
-        (Flexibility::Range(bounds), _) => {
-            let dims: Vec<String> = bounds
-                .iter()
-                .map(|(low, high)| high.map_or(format!("{low} or more"), |h| format!("{low} to {h}")))
-                .collect();
-            format!("a shape within [{}]", dims.join(", "))
-        }
-        (Flexibility::Fixed, shape) => format!("shape {:?}", shape.as_deref().unwrap_or_default()),
     }
 }
 
