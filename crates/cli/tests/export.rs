@@ -42,15 +42,7 @@ fn a_proven_bundle_is_exported_field_for_field() {
     let bundle = Bundle::build(&model, &["--topology", "0-2,2-3,3-4", "--head-slices", "2"]);
     refuse(&["export", bundle.str(), "--runtime-meta"], &["not proven", "contract", "--unproven"]);
     assert!(exported(&bundle).is_empty());
-    succeed(&[
-        "gate",
-        bundle.str(),
-        "--source",
-        model.to_str().unwrap(),
-        "--only",
-        "contract,compile,weights,range-golden,stack-golden",
-        "--quiet",
-    ]);
+    bundle.gate(&model, "contract,compile,weights,range-golden,stack-golden");
     let out = succeed(&["export", bundle.str(), "--runtime-meta", "phi4mini"]);
     assert!(out.contains("xcrun coremlcompiler compile"), "{out}");
     assert_eq!(exported(&bundle), ["phi4mini_runtime_meta_rope96_fast_2_1_1.json"]);
@@ -83,22 +75,14 @@ fn a_proven_bundle_is_exported_field_for_field() {
     assert_eq!(meta["lm_head_shards"][1]["mlmodelc"], "compiled/head/1.mlmodelc");
     assert!(bundle.path.join(meta["embed_bin"].as_str().unwrap()).is_file());
     // Outside the hash: the bundle is still the bundle that was proven.
-    succeed(&["gate", bundle.str(), "--source", model.to_str().unwrap(), "--only", "contract", "--quiet"]);
+    bundle.gate(&model, "contract");
 }
 
 #[test]
 fn evidence_of_another_bundle_proves_nothing() {
     let model = fixture(MINIATURE);
     let proven = Bundle::build(&model, &["--topology", "0-4"]);
-    succeed(&[
-        "gate",
-        proven.str(),
-        "--source",
-        model.to_str().unwrap(),
-        "--only",
-        "contract,compile,weights,range-golden,stack-golden",
-        "--quiet",
-    ]);
+    proven.gate(&model, "contract,compile,weights,range-golden,stack-golden");
     let other = Bundle::build(&model, &["--topology", "0-4", "--context", "64"]);
     let copy = other.path.join("evidence");
     fs::create_dir_all(&copy).unwrap();

@@ -19,7 +19,7 @@ fn an_intent_is_followed_by_what_came_of_it() {
     let model = fixture(MINIATURE);
     let bundle = Bundle::build(&model, &["--topology", "0-2,2-4", "--intent", "two shards where four were"]);
     assert_eq!(headings(bundle.str()), [["Intent", "Setup", "Result"]]);
-    succeed(&["gate", bundle.str(), "--source", model.to_str().unwrap(), "--only", "contract", "--quiet"]);
+    bundle.gate(&model, "contract");
     succeed(&["journal", bundle.str(), "--add", "lesson", "two are enough"]);
     succeed(&["journal", bundle.str(), "--add", "Intent", "one shard"]);
     assert_eq!(headings(bundle.str()), [vec!["Intent", "Setup", "Result", "Result", "Next", "Lesson"], vec!["Intent"]]);
@@ -36,7 +36,7 @@ fn an_intent_is_followed_by_what_came_of_it() {
     refuse(&["journal", bundle.str(), "--add", "Opinion", "x"], &["Opinion", "Lesson"]);
     refuse(&["journal", bundle.str(), "--show", "9"], &["--show", "9"]);
     // The journal is outside the hash.
-    succeed(&["gate", bundle.str(), "--source", model.to_str().unwrap(), "--only", "contract", "--quiet"]);
+    bundle.gate(&model, "contract");
 }
 
 #[test]

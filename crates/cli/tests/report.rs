@@ -17,15 +17,7 @@ fn the_page_holds_what_is_known_and_loads_nothing() {
     };
     let before = render();
     assert!(before.contains("no gate has run on this bundle"));
-    succeed(&[
-        "gate",
-        bundle.str(),
-        "--source",
-        model.to_str().unwrap(),
-        "--only",
-        "contract,compile,residency,range-golden",
-        "--quiet",
-    ]);
+    bundle.gate(&model, "contract,compile,residency,range-golden");
     let after = render();
     let manifest: serde_json::Value =
         serde_json::from_slice(&fs::read(bundle.path.join("anemone.json")).unwrap()).unwrap();

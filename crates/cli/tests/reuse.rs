@@ -21,7 +21,7 @@ fn a_fused_bundle_shares_the_head_of_its_baseline() {
             assert_eq!(a.ino(), b.ino(), "{file} is a copy");
         }
     }
-    succeed(&["gate", fused.str(), "--source", model.to_str().unwrap(), "--only", "contract", "--quiet"]);
+    fused.gate(&model, "contract");
 }
 
 #[test]

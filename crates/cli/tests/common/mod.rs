@@ -57,6 +57,12 @@ impl Bundle {
         self.path.to_str().unwrap()
     }
 
+    /// Judges the bundle by these gates, all of which must pass.
+    #[track_caller]
+    pub fn gate(&self, model: &Path, gates: &str) {
+        succeed(&["gate", self.str(), "--source", model.to_str().unwrap(), "--only", gates, "--quiet"]);
+    }
+
     /// Answers a batch of prompts: the lines that came back, in order.
     pub fn batch(&self, requests: &[Value], options: &[&str]) -> Vec<Value> {
         let file = tempfile::NamedTempFile::new().unwrap();
