@@ -145,6 +145,11 @@ impl Manifest {
         text
     }
 
+    /// Bytes of all files that it lists.
+    pub fn bytes(&self) -> u64 {
+        self.files.values().map(|f| f.bytes).sum()
+    }
+
     /// The identity of a bundle: BLAKE3 of its manifest's text. Evidence names it.
     pub fn hash(&self) -> String {
         blake3::hash(self.to_json().as_bytes()).to_hex().to_string()

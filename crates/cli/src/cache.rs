@@ -68,7 +68,7 @@ pub fn bundle(path: &Path, runtime: &RuntimeArgs, ui: &Ui) -> Result<PathBuf> {
         std::fs::remove_dir_all(&target).with_context(|| target.display().to_string())?;
         bail!("the bundle of {} fails its gates ({})", path.display(), failed.join("; "));
     }
-    ui.say(format_args!("{} gates passed; `anemone gate` runs all of them", gates.len()));
+    ui.say(format_args!("none of {} gates failed; `anemone gate` runs all of them", gates.len()));
     Ok(target)
 }
 

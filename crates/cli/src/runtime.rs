@@ -4,8 +4,7 @@
 #[cfg(target_os = "macos")]
 use anemone_coreml::{CoreMl, Limits, Report, Sharing, Units, apple::Apple};
 use anemone_exec::{self as exec, Fast, FastOptions, Numerics, Portable, Runtime};
-#[cfg(target_os = "macos")]
-use anemone_gate::residency;
+use anemone_gate::residency::{self, Target};
 use anemone_gate::{Finding, Subject};
 use anyhow::Result;
 
@@ -83,16 +82,15 @@ impl Chosen {
         !matches!(self, Chosen::Portable(..))
     }
 
-    /// Where Core ML plans to run each op of a bundle's packages, judged; `None` where there is no Core ML to be asked.
-    #[cfg_attr(not(target_os = "macos"), expect(unused_variables, reason = "nothing to ask"))]
-    pub fn residency(&self, subject: &Subject) -> Option<Vec<Finding>> {
+    /// Where each op of a bundle's packages runs, judged: by Core ML's plans, or predicted for `target` where there is none.
+    pub fn residency(&self, subject: &Subject, target: Target) -> Vec<Finding> {
         match self {
-            Chosen::Portable(..) => None,
+            Chosen::Portable(..) => residency::judge(subject, target),
             #[cfg(target_os = "macos")]
             Chosen::CoreMl(core_ml) => {
                 let machine = anemone_coreml::Foreign::machine(core_ml.foreign());
                 let ask = |package: &std::path::Path| core_ml.plan(package).map_err(|e| e.to_string());
-                Some(residency::measured::judge(subject, &machine, &ask))
+                residency::measured::judge(subject, &machine, &ask)
             }
         }
     }

@@ -17,6 +17,8 @@ pub struct Speaker {
     pub engine: Engine,
     /// Its tokenizer and template.
     pub voice: Voice,
+    /// What its shards run on.
+    pub runtime: String,
 }
 
 impl Speaker {
@@ -28,7 +30,7 @@ impl Speaker {
         let engine = Engine::open(bundle, chosen.runtime())?;
         chosen.tell_loads(ui);
         let voice = Voice::open(bundle).with_context(|| bundle.display().to_string())?;
-        Ok(Self { engine, voice })
+        Ok(Self { engine, voice, runtime: chosen.runtime().describe() })
     }
 }
 

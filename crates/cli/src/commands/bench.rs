@@ -62,6 +62,9 @@ impl Pass {
 }
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
+    if args.repeat == 0 {
+        bail!("--repeat must be at least 1");
+    }
     let chosen = args.runtime.choose(NumericsArg::Fast)?;
     let runtime = chosen.runtime();
     let start = Instant::now();
@@ -86,9 +89,6 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     }
     drop(bar);
     let cold = passes.remove(0);
-    if passes.is_empty() {
-        bail!("--repeat must be at least 1");
-    }
     let figures = figures(&args, &runtime.describe(), load, &cold, &passes);
     if !args.no_journal {
         let text = format!(

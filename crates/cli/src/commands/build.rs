@@ -16,9 +16,8 @@ use anemone_lower::{self as lower, Access, Baseline, LayerCut, Model, Plan, cont
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use super::target::TargetArgs;
 use crate::Outcome;
-use crate::options::{WeightsArg, file_name, open_source};
+use crate::options::{TargetArgs, WeightsArg, file_name, open_source};
 use crate::ui::{self, Ui};
 
 /// Tokens of the prefill function where nobody says.
@@ -119,7 +118,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     if journal::beside(target).exists() {
         journal::adopt(target).with_context(|| format!("{}: journal", target.display()))?;
     }
-    let total: u64 = manifest.files.values().map(|f| f.bytes).sum();
+    let total: u64 = manifest.bytes();
     let shards = (manifest.layers.len(), manifest.head.len());
     ui.say(format_args!(
         "{}: {} layer shards, {} head slices, {} weights, {}",
@@ -162,7 +161,7 @@ fn recorded(
     let built = work();
     write(&[match &built {
         Ok(manifest) => {
-            let total: u64 = manifest.files.values().map(|f| f.bytes).sum();
+            let total: u64 = manifest.bytes();
             let text = format!(
                 "built in {:.1} s: {} bytes in {} files",
                 start.elapsed().as_secs_f64(),

@@ -13,8 +13,8 @@ use anyhow::{Context, Result};
 use clap::Parser;
 use serde_json::{Value, json};
 
-use super::target::TargetArgs;
 use crate::Outcome;
+use crate::options::TargetArgs;
 use crate::ui;
 
 /// Check an .mlpackage without its source: well formed, where it would be placed, numeric cliffs.

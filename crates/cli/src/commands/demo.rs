@@ -4,19 +4,17 @@ use std::io::Write;
 use std::path::PathBuf;
 use std::time::Instant;
 
-use anemone_chat::generate::generate;
 use anemone_gate::residency::Target;
-use anemone_gate::{Subject, Verdict, smoke};
+use anemone_gate::{Subject, Verdict};
 use anemone_lower::Access;
 use anyhow::{Context, Result};
 use clap::Parser;
 
 use super::gate::{self, Gate};
 use super::proof::ProofArgs;
-use super::{build, inspect};
+use super::{build, inspect, smoke};
 use crate::Outcome;
 use crate::options::{RuntimeArgs, WeightsArg, open_source};
-use crate::speak::{LimitArgs, SamplingArgs, Speaker, question};
 use crate::ui::Ui;
 
 /// Build, gate and ask the model that ships with the program: no download, no Mac.
@@ -33,8 +31,17 @@ pub struct Args {
 /// A trained model with Phi-4-mini's contract, 2.6 million parameters (`fixtures/miniature`).
 pub const MODEL: &[u8] = include_bytes!("../../../../fixtures/miniature/miniature-f16.gguf");
 
-/// The question the published pipeline answered with garbage.
-const QUESTION: &str = "write hello world in Erlang";
+/// How the model that ships with the program is cut: shards and slices enough to show what they are.
+pub fn cut() -> build::Cut {
+    build::Cut {
+        topology: Some("0-2,2-4".into()),
+        layers_per_shard: None,
+        head_slices: Some(2),
+        weights: WeightsArg::Int8Channel,
+        context: None,
+        tokens: None,
+    }
+}
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let temporary = tempfile::tempdir().context("no room for temporary files")?;
@@ -56,14 +63,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     heading("2. Core ML shards: two of two layers, two slices of the head, int8 per channel");
     let start = Instant::now();
     let source = open_source(&model)?;
-    let cut = build::Cut {
-        topology: Some("0-2,2-4".into()),
-        layers_per_shard: None,
-        head_slices: Some(2),
-        weights: WeightsArg::Int8Channel,
-        context: None,
-        tokens: None,
-    };
+    let cut = cut();
     let bundle = folder.join("miniature.anemone");
     build::build(&build::prepare(&model, source.clone(), &cut)?, &bundle, Access::Alone, ui)?;
     inspect::shards(&bundle)?;
@@ -78,20 +78,13 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         return Ok(Outcome::Failed);
     }
 
-    heading(&format!("4. \"{QUESTION}\", answered by the shards"));
-    let speaker = Speaker::open(&bundle, &args.runtime, ui)?;
-    let prompt = speaker.voice.prompt(&question(None, QUESTION))?;
-    let limits = LimitArgs { max_tokens: Some(128), stop: Vec::new() }.limits(None);
-    let mut sampler = SamplingArgs::greedy().sampler()?;
-    let mut session = speaker.engine.session()?;
-    let mut listen = |_: &str| std::ops::ControlFlow::Continue(());
-    let answer = generate(&mut session, &speaker.voice.tokenizer, &prompt.ids, &mut sampler, &limits, &mut listen)?;
+    heading(&format!("4. \"{}\", answered by the shards", smoke::QUESTION));
+    let (finding, answer) = smoke::judge(&bundle, &subject.manifest, None, 128, &args.runtime, ui)?;
     println!("{}", answer.text);
 
     heading("5. The answer, run under Erlang");
-    let report = smoke::run_answer(&answer.text);
-    println!("{}: {}", report.verdict.name(), report.message);
-    if report.verdict == Verdict::Failed {
+    println!("{}: {}", finding.verdict.name(), finding.message);
+    if finding.verdict == Verdict::Failed {
         return Ok(Outcome::Failed);
     }
     if let Some(folder) = &args.keep {

@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::{build, demo};
 use crate::Outcome;
-use crate::options::{NumericsArg, RuntimeArg, RuntimeArgs, WeightsArg, open_source};
+use crate::options::{NumericsArg, RuntimeArg, RuntimeArgs, open_source};
 use crate::runtime::Chosen;
 use crate::ui::{self, Ui};
 
@@ -37,7 +37,7 @@ pub struct Args {
     /// Compare the runtime with the portable one on the model that ships with the program.
     #[arg(long)]
     pub self_test: bool,
-    /// With --self-test: compare every value that a shard computes, not only what comes out. The programs that run then give
+    /// With --self-test: compare every fp16 value that `main` of the first shard computes, not only what comes out. The programs that run then give
     /// every value out, and may be placed otherwise than the ones that do not.
     #[arg(long, requires = "self_test")]
     pub op_by_op: bool,
@@ -186,14 +186,7 @@ fn self_test(args: &Args, machine: BTreeMap<String, String>, ui: &Ui) -> Result<
 fn miniature(folder: &Path, ui: &Ui) -> Result<PathBuf> {
     let (model, bundle) = (folder.join("miniature.gguf"), folder.join("miniature.anemone"));
     std::fs::write(&model, demo::MODEL).with_context(|| model.display().to_string())?;
-    let cut = build::Cut {
-        topology: Some("0-2,2-4".into()),
-        layers_per_shard: None,
-        head_slices: Some(2),
-        weights: WeightsArg::Int8Channel,
-        context: None,
-        tokens: Some(vec![1, 8]),
-    };
+    let cut = build::Cut { tokens: Some(vec![1, 8]), ..demo::cut() };
     build::build(&build::prepare(&model, open_source(&model)?, &cut)?, &bundle, Access::Alone, ui)?;
     Ok(bundle)
 }

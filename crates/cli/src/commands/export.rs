@@ -9,6 +9,7 @@ use anemone_gate::{evidence, runtime_meta};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 
+use super::journal;
 use crate::Outcome;
 use crate::ui::Ui;
 
@@ -47,17 +48,13 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         evidence::latest(&args.bundle, &hash).with_context(|| format!("{}: evidence", args.bundle.display()))?;
     let missing = runtime_meta::unproven(&manifest, &findings);
     if !missing.is_empty() && !args.unproven {
-        const SHOWN: usize = 4;
-        let more = missing.len().saturating_sub(SHOWN);
-        let more = if more > 0 { format!("; and {more} more") } else { String::new() };
-        let shown: Vec<&str> = missing.iter().take(SHOWN).map(String::as_str).collect();
         bail!(
-            "bundle {} is not proven: {}{more}; run `anemone gate`, or export with --unproven",
+            "bundle {} is not proven: {}; run `anemone gate`, or export with --unproven",
             &hash[..12],
-            shown.join("; ")
+            journal::few(missing).join("; ")
         );
     }
-    let bar = ui.bytes(manifest.files.values().map(|f| f.bytes).sum());
+    let bar = ui.bytes(manifest.bytes());
     bar.doing("comparing hashes");
     // Evidence speaks of the manifest's hash; the files must still be the ones it lists.
     manifest.verify_files(&args.bundle, |bytes| bar.advance(bytes))?;

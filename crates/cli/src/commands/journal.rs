@@ -94,19 +94,24 @@ pub fn record(bundle: &Path, manifest: &Manifest, findings: &[Finding]) -> Resul
     let surprising = |f: &&Finding| matches!(f.verdict, Verdict::Failed | Verdict::Inconclusive);
     let line = |f: &Finding| format!("{}, {}: {}", f.gate, f.subject, f.message.lines().next().unwrap_or(""));
     let surprises: Vec<String> = findings.iter().filter(surprising).map(line).collect();
-    let mut missing = runtime_meta::unproven(manifest, &evidence::latest(bundle, &first.bundle)?);
-    const SHOWN: usize = 4;
-    let more = missing.len().saturating_sub(SHOWN);
-    missing.truncate(SHOWN);
-    if more > 0 {
-        missing.push(format!("and {more} more"));
-    }
+    let missing = few(runtime_meta::unproven(manifest, &evidence::latest(bundle, &first.bundle)?));
     let paragraphs = [(Heading::Result, outcome), (Heading::Surprise, surprises), (Heading::Next, missing)];
     let written = paragraphs.into_iter().filter(|(_, text)| !text.is_empty());
     let lines: Vec<Line> =
         written.map(|(heading, text)| Line::now(heading, text.join("\n"), Some(&first.bundle))).collect();
     let path = journal::of_bundle(bundle);
     journal::append(&path, &lines).with_context(|| path.display().to_string())
+}
+
+/// The first few, and how many more there are.
+pub fn few(mut missing: Vec<String>) -> Vec<String> {
+    const SHOWN: usize = 4;
+    let more = missing.len().saturating_sub(SHOWN);
+    missing.truncate(SHOWN);
+    if more > 0 {
+        missing.push(format!("and {more} more"));
+    }
+    missing
 }
 
 /// What the first of these was seen on.

@@ -1,4 +1,5 @@
-//! The commands, a file each.
+//! The commands, a file each; beside them what two of them are made of: `proof`, the gates that run a bundle, and
+//! `inspect_plan`, the plans that `inspect` shows.
 
 pub mod bench;
 pub mod build;
@@ -21,4 +22,3 @@ pub mod serve;
 pub mod shell;
 pub mod smoke;
 pub mod sweep;
-pub mod target;

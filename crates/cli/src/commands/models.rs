@@ -62,7 +62,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
 }
 
 fn bytes(manifest: &Manifest) -> u64 {
-    manifest.files.values().map(|f| f.bytes).sum()
+    manifest.bytes()
 }
 
 /// Whole bundles by name; what is none is not listed.

@@ -1,6 +1,6 @@
 //! The gates that run a bundle: their options, and how each is set going.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anemone_chat::{Engine, Voice};
 use anemone_exec::{Numerics, Portable, Runtime};
@@ -67,36 +67,35 @@ impl ProofArgs {
         ui: &Ui,
     ) -> Result<Vec<Finding>> {
         let chosen = runtime.choose(NumericsArg::Exact)?;
-        let (numerics, describe) = (chosen.numerics(), || chosen.runtime().describe());
-        let engine = Engine::open(&subject.folder, chosen.runtime())?;
-        let run = Run { engine: &engine, measured_on: describe(), numerics };
+        // Only what compares with a bundle's own runs loads its packages.
+        let open = |folder: &Path| Engine::open(folder, chosen.runtime());
+        let run = |engine| Run { engine, measured_on: chosen.runtime().describe(), numerics: chosen.numerics() };
         let max_tokens = self.max_tokens.max(1);
         Ok(match gate {
             Gate::Weights => {
                 let bar = ui.steps(1);
                 bar.doing("weights");
-                weights::judge(subject, &run)?
+                weights::judge(subject, &run(&open(&subject.folder)?))?
             }
             Gate::RangeGolden => {
                 let bar = ui.steps(subject.manifest.layers.len() as u64);
                 bar.doing("range golden");
                 let options = range_golden::Options { sample: self.sample, per_token: self.per_token };
-                range_golden::judge(subject, &run, options, |_| bar.advance(1))?
+                range_golden::judge(subject, &run(&open(&subject.folder)?), options, |_| bar.advance(1))?
             }
             Gate::StackGolden => {
                 let prompts = self.prompts(subject)?;
                 let bar = ui.steps(prompts.len() as u64);
                 bar.doing("stack golden");
-                stack_golden::judge(subject, &run, &prompts, max_tokens, |_| bar.advance(1))?
+                stack_golden::judge(subject, &run(&open(&subject.folder)?), &prompts, max_tokens, |_| bar.advance(1))?
             }
             Gate::Parity => {
                 let Some(folder) = &self.baseline else { return Ok(Vec::new()) };
                 let prompts = self.prompts(subject)?;
                 let bar = ui.steps(prompts.len() as u64);
                 bar.doing("parity");
-                let baseline = Engine::open(folder, chosen.runtime())?;
-                let baseline = Run { engine: &baseline, measured_on: describe(), numerics };
-                parity::judge(subject, &run, &baseline, &prompts, max_tokens, |_| bar.advance(1))?
+                let (own, baseline) = (open(&subject.folder)?, open(folder)?);
+                parity::judge(subject, &run(&own), &run(&baseline), &prompts, max_tokens, |_| bar.advance(1))?
             }
             Gate::Numeric => {
                 let exact = Portable::new(Numerics::Exact, runtime.portable_options());

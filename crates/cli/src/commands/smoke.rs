@@ -12,7 +12,7 @@ use clap::Parser;
 use serde_json::json;
 
 use crate::Outcome;
-use crate::options::{NumericsArg, RuntimeArgs};
+use crate::options::RuntimeArgs;
 use crate::speak::{LimitArgs, SamplingArgs, Speaker, question};
 use crate::ui::Ui;
 
@@ -91,7 +91,7 @@ pub fn judge(
         gate: smoke::NAME.into(),
         subject: "bundle".into(),
         verdict: ran.verdict,
-        measured_on: format!("{}, {TOOL}", runtime.choose(NumericsArg::Fast)?.runtime().describe()),
+        measured_on: format!("{}, {TOOL}", speaker.runtime),
         bundle: manifest.hash(),
         message: ran.message,
         figures: json!({

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anemone_chat::Engine;
-use anemone_gate::residency::{self, Place};
+use anemone_gate::residency::Place;
 use anemone_gate::sweep::{Edge, Guess, Known, Profile, Search, Topology, name};
 use anemone_gate::verdict::TOOL;
 use anemone_gate::{Finding, Run, Subject, Verdict, range_golden};
@@ -19,9 +19,9 @@ use clap::Parser;
 use serde::{Deserialize, Serialize};
 
 use super::build::{self, Cut};
-use super::target::TargetArgs;
 use crate::Outcome;
-use crate::options::{NumericsArg, RuntimeArgs, WeightsArg, open_source};
+use crate::options::{NumericsArg, RuntimeArgs, TargetArgs, WeightsArg, open_source};
+use crate::runtime::Chosen;
 use crate::ui::{self, Ui};
 
 /// Look for the fastest topology that passes its gates.
@@ -207,7 +207,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         let prepared = build::prepare(&args.model, source.clone(), &cut(Some(name(&topology))))?;
         build::build(&prepared, &bundle, Access::Alone, ui)?;
         let subject = Subject::open(&bundle, source.clone())?;
-        let tried = attempt(&args, &subject, &topology, &mut log, ui);
+        let tried = attempt(&args, &chosen, &subject, &topology, &mut log, ui);
         std::fs::remove_dir_all(&bundle).with_context(|| bundle.display().to_string())?;
         tried?;
     }
@@ -216,9 +216,8 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
 }
 
 /// Gates and times one bundle; what is learnt goes into the log.
-fn attempt(args: &Args, subject: &Subject, topology: &[Edge], log: &mut Log, ui: &Ui) -> Result<()> {
-    let chosen = args.runtime.choose(NumericsArg::Exact)?;
-    let placed = chosen.residency(subject).unwrap_or_else(|| residency::judge(subject, args.target.target()));
+fn attempt(args: &Args, chosen: &Chosen, subject: &Subject, topology: &[Edge], log: &mut Log, ui: &Ui) -> Result<()> {
+    let placed = chosen.residency(subject, args.target.target());
     let engine = match Engine::open(&subject.folder, chosen.runtime()) {
         Ok(engine) => engine,
         Err(e) => return log.learn(Line::Failed { topology: topology.to_vec(), reason: e.to_string() }),
@@ -249,7 +248,8 @@ fn attempt(args: &Args, subject: &Subject, topology: &[Edge], log: &mut Log, ui:
     log.learn(Line::Ran(Profile { topology: topology.to_vec(), tokens, ms: whole }))
 }
 
-/// Milliseconds a token: the median of each shard, and the mean of the whole chain, over tokens one after another.
+/// Milliseconds a token: the median of each layer shard, and the mean of their whole chain, over tokens one after another. Each
+/// call is given the host's tables anew, and there is no head: both weigh on every topology alike, but for the number of calls.
 fn time(engine: &Engine, shards: usize, tokens: usize) -> Result<(Vec<f64>, f64)> {
     let mut states = (0..shards).map(|n| engine.shard_state(n)).collect::<Result<Vec<_>, _>>()?;
     let mut times = vec![Vec::with_capacity(tokens); shards];

@@ -13,11 +13,11 @@
 //! An `id` is given back with every line that answers it. State is kept between lines as the server keeps it.
 
 use std::io::{BufRead, Read, Write};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
-use anemone_chat::engine::Logits;
-use anemone_chat::generate::Limits;
-use anemone_chat::{Control, Generation, Pool, Sampler, SamplingOptions};
+use anemone_chat::generate::{Limits, generate};
+use anemone_chat::{Control, Pool, Sampler, SamplingOptions};
 use anyhow::Result;
 use serde_json::{Value, json};
 use tokio::sync::mpsc::unbounded_channel;
@@ -114,42 +114,32 @@ fn published(desk: &Desk, pool: &Pool<'static>, mut fields: Fields) -> Result<Va
     fields.finish()?;
     let tokenizer = &desk.speaker.voice.tokenizer;
     let limits = Limits { max_tokens, stop_strings: Vec::new() };
-    let sampler = Sampler::new(SamplingOptions::greedy())?;
-    let stop = pool.engine().contract().tokens.stop.clone();
-    let mut generation = Generation::new(tokenizer, stop, prompt.clone(), sampler, limits, None)?;
+    let mut sampler = Sampler::new(SamplingOptions::greedy())?;
     // Between two lines every session rests.
     let mut lease = pool.lease(&prompt)?.ok_or_else(|| Refusal::internal("no session"))?;
-    generation.fed(lease.reused());
-    let start = Instant::now();
-    let (mut calls, mut prompt_time) = (0, None);
-    while generation.finish().is_none() {
-        let logits = lease.feed(generation.unfed(), Logits::Last)?;
-        generation.fed(generation.unfed().len());
-        calls += 1;
-        prompt_time.get_or_insert_with(|| start.elapsed());
-        generation.draw(&logits, lease.left())?;
-    }
-    let (total, prompt_time) = (start.elapsed().as_secs_f64(), prompt_time.unwrap_or_default().as_secs_f64());
-    let ids = generation.ids();
-    let decoded = ids.len().saturating_sub(1);
+    let reused = lease.reused();
+    let answer = generate(&mut lease, tokenizer, &prompt, &mut sampler, &limits, &mut |_| ControlFlow::Continue(()))?;
+    let (prefill, decode) = (answer.timings.prompt_ms / 1e3, answer.timings.decode_ms / 1e3);
+    // Each token is drawn after a call, and no call follows the last.
+    let (calls, decoded) = (answer.ids.len(), answer.ids.len().saturating_sub(1));
     let mut value = json!({
         "ok": true,
-        "generated_ids": ids,
-        "text": tokenizer.decode(ids, Control::Skip)?,
-        "finish": generation.finish(),
+        "generated_ids": answer.ids,
+        "text": tokenizer.decode(&answer.ids, Control::Skip)?,
+        "finish": answer.finish,
         "timing": {
             "prefill_tokens": prompt.len(),
-            "prefill_s": prompt_time,
+            "prefill_s": prefill,
             "decode_tokens": decoded,
-            "decode_s": total - prompt_time,
-            "decode_tok_s": rate(decoded, total - prompt_time),
+            "decode_s": decode,
+            "decode_tok_s": rate(decoded, decode),
             "forward_calls": calls,
-            "forward_s": total,
-            "forward_tok_s": rate(prompt.len() - lease.reused() + decoded, total),
+            "forward_s": prefill + decode,
+            "forward_tok_s": rate(prompt.len() - reused + decoded, prefill + decode),
         },
     });
     if profile {
-        value["profile"] = json!({"calls": calls, "cached_tokens": lease.reused()});
+        value["profile"] = json!({"calls": calls, "cached_tokens": reused});
     }
     Ok(value)
 }
