@@ -5,7 +5,7 @@
 //! 1. The resting session that shares the longest beginning with the prompt goes on, if at least half of what it holds is
 //!    shared, or all of the prompt: it is this conversation, or the same question again. The rest is forgotten.
 //! 2. Otherwise, while the budget has room, a new session: nobody's memory is spent for a shared greeting.
-//! 3. Otherwise the session that rested longest, cut to what it shares.
+//! 3. Otherwise the session that was leased longest ago, cut to what it shares.
 //! 4. With none resting there is none to lease; the prompt waits.
 //!
 //! **Invariants.** A session has one owner at a time. What a lease computes depends on its own tokens alone

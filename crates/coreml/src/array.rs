@@ -2,8 +2,8 @@
 //!
 //! An [`Array`] is dense, row-major and aligned to 64 bytes, in memory that this crate owns and counts the holders of: a call
 //! hands Core ML a share of it, and what is still shared when the call is over is left to Core ML. A [`Strided`] array is what
-//! came back instead where Core ML would not use the memory it was offered: on the Neural Engine rows are padded out to 64
-//! bytes, so its strides are checked and its elements gathered.
+//! came back instead where Core ML would not use the memory it was offered: others report rows padded out to 64 bytes on
+//! the Neural Engine, so its strides are checked and its elements gathered.
 
 use std::cell::UnsafeCell;
 use std::ptr::NonNull;

@@ -15,7 +15,7 @@
 //! The package is read and validated as everywhere else, which gives the order of inputs and outputs that Core ML's
 //! dictionaries do not have. It is compiled, unless a package of the same bytes was compiled before on this system. Each
 //! function is loaded as a model of its own, its description held against the package's, and called once with zeros: that
-//! pays the lazy specialisation that was measured at up to two minutes for a large shard, and shows whether Core ML lets the
+//! pays the lazy specialisation that others measured at up to two minutes for a large shard, and shows whether Core ML lets the
 //! function work on another one's state. Compiling, loading and warming up are timed apart ([`Report`]).
 //!
 //! # Invariants

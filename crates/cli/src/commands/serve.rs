@@ -40,7 +40,7 @@ pub struct Args {
     /// Memory for the caches of conversations, in MiB. One conversation is always kept.
     #[arg(long, default_value_t = 2048)]
     pub cache_mib: usize,
-    /// Requests at once, from the first byte in to the last byte out; more are told to come again.
+    /// Requests at once, from its headers to the last byte of a stream, or until a whole answer is made; more are told to come again.
     #[arg(long, default_value_t = 64, value_parser = clap::value_parser!(u16).range(1..))]
     pub max_requests: u16,
     /// Size of a request's body at most, in KiB.

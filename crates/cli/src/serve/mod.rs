@@ -4,8 +4,8 @@
 //! connection --door--> body --request--> Order --turns--> work on the model --events--> form --> answer, whole or streamed
 //! ```
 //!
-//! **Nothing grows without bound.** Every request holds a place from its first byte to the last byte of its answer, and there are
-//! so many places; who finds none is told when to ask again. Bodies, prompts, answers and the time for each are limited. What an
+//! **Nothing grows without bound.** Every request holds a place from its headers to the last byte of a stream, or until a whole
+//! answer is made, and there are so many places; who finds none is told when to ask again. Bodies, prompts, answers and the time for each are limited. What an
 //! answer may pile up before a slow reader is what the context has room for, and the slow reader holds its place, never a
 //! session.
 //!
@@ -60,7 +60,7 @@ pub struct Bounds {
     pub key: Option<String>,
     /// Bytes of resting and working sessions.
     pub cache: usize,
-    /// Requests at once, from first byte in to last byte out.
+    /// Requests at once, from its headers to the last byte of a stream, or until a whole answer is made.
     pub places: usize,
     /// Bytes of a request's body.
     pub body: usize,
