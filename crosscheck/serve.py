@@ -23,9 +23,7 @@ from typing import Literal
 import openai
 import pydantic
 
-from serving import fresh, serving
-
-WRONG = []
+from serving import WRONG, fresh, same, serving
 
 
 def group(name):
@@ -40,12 +38,6 @@ def group(name):
         return call
 
     return run
-
-
-def same(found, expected, what):
-    if found != expected:
-        WRONG.append(what)
-        print(f"  {what}: {found!r} instead of {expected!r}")
 
 
 def client(server, key="none", **more):

@@ -1,4 +1,4 @@
-"""What the judges of the server share: a server of one's own, and the answers a fresh process gives."""
+"""What the judges of the server share: a server of one's own, the answers a fresh process gives, and what was wrong."""
 
 import contextlib
 import json
@@ -8,6 +8,15 @@ import signal
 import subprocess
 import tempfile
 import threading
+
+WRONG = []
+
+
+def same(found, expected, what):
+    """Says what is not as expected, and keeps it for the end."""
+    if found != expected:
+        WRONG.append(what)
+        print(f"  {what}: {found!r} instead of {expected!r}")
 
 
 class Server:

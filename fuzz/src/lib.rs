@@ -1,4 +1,4 @@
-//! What targets and seeds agree on: how several parts lie in one input, and how they become a package.
+//! What targets and seeds agree on: how several parts lie in one input, how they become a package, and what a function is given.
 //!
 //! A fuzzer mutates one run of bytes. Where a target needs several (a package is three files), each part but the last is
 //! preceded by its length in four little-endian bytes. A length beyond the end means all that is left, so that every
@@ -6,6 +6,8 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
+
+use anemone_exec::{Data, Dtype, Port, Tensor};
 
 /// Weights are mapped from files, so a package must be a folder; one for all runs of this process, in memory where that exists.
 pub static FOLDER: LazyLock<tempfile::TempDir> = LazyLock::new(|| {
@@ -35,6 +37,19 @@ pub fn package(data: &[u8]) -> PathBuf {
         std::fs::write(&path, bytes).expect("a file");
     }
     package
+}
+
+/// A tensor for an input of a function: element `i` is `value(i)`, and `free` is each dimension known at run time only. `None`
+/// where it would have more than `most` elements.
+pub fn tensor(port: &Port, free: usize, float: Dtype, most: usize, value: impl Fn(usize) -> f32) -> Option<Tensor> {
+    let shape: Vec<usize> = port.shape.iter().map(|d| d.unwrap_or(free)).collect();
+    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= most)?;
+    let values = (0..count).map(value);
+    Some(match port.dtype {
+        Dtype::I32 => Tensor::new(&shape, Data::I32(values.map(|v| v as i32).collect())),
+        Dtype::F32 => Tensor::new(&shape, Data::F32(values.collect())),
+        _ => Tensor::from_f32(&shape, values.collect(), float),
+    })
 }
 
 /// The parts of an input.

@@ -2,8 +2,8 @@
 //! was promised, and the same with one thread and with two.
 #![no_main]
 
-use anemone_exec::{Data, Dtype, Model, Numerics, Options, Port, Portable, Runtime, Tensor};
-use anemone_fuzz::package;
+use anemone_exec::{Dtype, Model, Numerics, Options, Port, Portable, Runtime, Tensor};
+use anemone_fuzz::{package, tensor};
 use libfuzzer_sys::fuzz_target;
 
 /// Bytes of constants, states and values: small, so that no product of sizes within it takes long.
@@ -13,14 +13,7 @@ const ELEMENTS: usize = 1 << 15;
 
 /// Small numbers of both signs, some of them an index and some none; `free` for a dimension known at run time only.
 fn made_up(port: &Port, free: usize, float: Dtype) -> Option<Tensor> {
-    let shape: Vec<usize> = port.shape.iter().map(|d| d.unwrap_or(free)).collect();
-    let count = shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d)).filter(|&n| n <= ELEMENTS)?;
-    let values = (0..count).map(|i| (i % 5) as f32 - 1.0);
-    Some(match port.dtype {
-        Dtype::I32 => Tensor::new(&shape, Data::I32(values.map(|v| v as i32).collect())),
-        Dtype::F32 => Tensor::new(&shape, Data::F32(values.collect())),
-        _ => Tensor::from_f32(&shape, values.collect(), float),
-    })
+    tensor(port, free, float, ELEMENTS, |i| (i % 5) as f32 - 1.0)
 }
 
 /// What each function gives, called twice on one state; errors as text.

@@ -1,7 +1,8 @@
 //! A random valid program prints and reads back as itself, and runs the same with one thread and with two.
 #![no_main]
 
-use anemone_exec::{Data, Dtype, Model, Numerics, Options, Portable, Tensor};
+use anemone_exec::{Model, Numerics, Options, Portable, Tensor};
+use anemone_fuzz::tensor;
 use anemone_mil::testing::random_program;
 use anemone_mil::text::{parse, to_text};
 use anemone_mil::validate;
@@ -19,15 +20,7 @@ fuzz_target!(|seed: u64| {
             let model = runtime.prepare(&valid).unwrap_or_else(|e| panic!("{e}\n{printed}"));
             let mut state = model.new_state().expect("small states");
             let each = (0..model.functions().len()).map(|f| {
-                let zeros = |port: &anemone_exec::Port| {
-                    let shape: Vec<usize> = port.shape.iter().map(|d| d.unwrap_or(1)).collect();
-                    let zeros = vec![0.0; shape.iter().product()];
-                    match port.dtype {
-                        Dtype::I32 => Tensor::new(&shape, Data::I32(vec![0; zeros.len()])),
-                        Dtype::F32 => Tensor::new(&shape, Data::F32(zeros)),
-                        _ => Tensor::from_f32(&shape, zeros, model.float()),
-                    }
-                };
+                let zeros = |port| tensor(port, 1, model.float(), usize::MAX, |_| 0.0).expect("a small input");
                 let inputs: Vec<Tensor> = model.functions()[f].inputs.iter().map(zeros).collect();
                 // Zeros may be no index, and one may be no size: refusals are equal too.
                 let outputs = model.run(f, &inputs.iter().collect::<Vec<_>>(), &mut state).map_err(|e| e.to_string());

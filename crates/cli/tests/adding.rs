@@ -87,7 +87,7 @@ fn every_op_has_a_kernel_where_kernels_are() {
 /// An architecture is its file and row in `lower`, and its independent reading in `reference`.
 #[test]
 fn architectures_are_named_where_they_are_lowered_and_where_they_are_read_again() {
-    let all = ["gguf", "mil", "bundle", "exec", "lower", "reference", "chat", "gate", "cli"];
+    let all = ["gguf", "mil", "bundle", "exec", "coreml", "lower", "reference", "chat", "gate", "cli"];
     // The name of a tokenizer's kind is that of an architecture, and the published runtime runs one architecture alone.
     let other = ["crates/chat/src/tokenizer/", "crates/gate/src/runtime_meta.rs"];
     let home = ["crates/lower/src/arch/", "crates/reference/src/"];

@@ -3,6 +3,7 @@
 //! On the Neural Engine each of these is silent: no error, another result. What depends on the values that flow (sums beyond
 //! 65504, products near 32752) is for a run in `ane` numerics to find; here are the cliffs that op and parameters alone tell.
 
+use anemone_exec::portable::headroom::SLICE;
 use anemone_mil::Valid;
 use anemone_mil::ir::{Dtype, Literal, TensorType};
 use serde::Serialize;
@@ -57,7 +58,7 @@ pub fn find(program: &Valid, chip: Chip) -> Vec<Cliff> {
                         "AG, AF",
                         format!(
                             "takes elements from {begin} of the last axis: before the M4 such a slice multiplies by 16 inside, and values above \
-                         4094 become inf; slice another axis"
+                         {SLICE} become inf; slice another axis"
                         ),
                     );
                 }
@@ -97,12 +98,7 @@ pub fn find(program: &Valid, chip: Chip) -> Vec<Cliff> {
 }
 
 fn scalar(literal: &Literal) -> Option<f32> {
-    let bytes = literal.bytes()?;
-    match literal.tensor_type()?.dtype {
-        Dtype::F16 => Some(half::f16::from_le_bytes(bytes.get(..2)?.try_into().ok()?).to_f32()),
-        Dtype::F32 => Some(f32::from_le_bytes(bytes.get(..4)?.try_into().ok()?)),
-        _ => None,
-    }
+    literal.to_floats()?.first().copied()
 }
 
 /// Where a slice begins on the last axis; `None` where that is only known at run time or the whole axis is taken.
@@ -113,7 +109,7 @@ fn last_begin(program: &Valid, function: usize, op: usize, x: &TensorType) -> Op
         let bytes = call.literal(name)?.bytes()?;
         Some(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
     };
-    let masked = call.literal("begin_mask").and_then(Literal::bytes).and_then(|m| m.get(last)).is_some_and(|&m| m != 0);
+    let masked = call.literal("begin_mask").and_then(Literal::to_bools).is_some_and(|m| m.get(last) == Some(&true));
     let begin = *integers("begin")?.get(last)?;
     let size = i32::try_from(x.shape.get(last)?.fixed()?).ok()?;
     Some(if masked {

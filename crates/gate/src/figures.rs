@@ -58,6 +58,17 @@ impl Figures {
     }
 }
 
+/// The figures of each row of `width` numbers, in order.
+pub fn rows(found: &[f32], expected: &[f32], width: usize) -> Vec<Figures> {
+    let pairs = found.chunks_exact(width).zip(expected.chunks_exact(width));
+    pairs.map(|(found, expected)| Figures::of(found, expected)).collect()
+}
+
+/// The worst of each figure over all of them.
+pub fn worst_of(all: impl IntoIterator<Item = Figures>) -> Figures {
+    all.into_iter().fold(Figures::EQUAL, Figures::worst)
+}
+
 /// What a comparison must keep to.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Bounds {

@@ -14,6 +14,7 @@ use std::str::FromStr;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anemone_bundle::layout;
+use anemone_chat::template::civil;
 use serde::{Deserialize, Serialize};
 
 /// What a line is about.
@@ -95,22 +96,10 @@ impl Line {
     /// Its time as `2026-11-23 07:16 UTC`.
     pub fn time(&self) -> String {
         let (days, seconds) = (self.at / 86400, self.at % 86400);
-        let (year, month, day) = civil(days);
+        // Days of as many seconds as a u64 holds are few for an i64.
+        let (year, month, day) = civil(days as i64);
         format!("{year}-{month:02}-{day:02} {:02}:{:02} UTC", seconds / 3600, seconds / 60 % 60)
     }
-}
-
-/// The date that many days after 1970-01-01, by the proleptic Gregorian calendar: years are counted from March, so that the
-/// leap day comes last.
-fn civil(days: u64) -> (u64, u64, u64) {
-    let days = days + 719_468;
-    let (era, day_of_era) = (days / 146_097, days % 146_097);
-    let year_of_era = (day_of_era - day_of_era / 1460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
 /// Lines from one intent to the next. A journal may begin without one.

@@ -10,12 +10,14 @@
 use std::collections::BTreeMap;
 
 use anemone_exec::Tensor;
+use anemone_exec::portable::headroom::{F16_MAX, MATMUL, SLICE};
 use anemone_mil::Valid;
 use serde::Serialize;
 use serde_json::json;
 
 use crate::own::{self, Own};
 use crate::prompts::Prompt;
+use crate::residency::Chip;
 use crate::run::{Error, Run};
 use crate::shard_weights::layer_part;
 use crate::subject::Subject;
@@ -23,9 +25,6 @@ use crate::verdict::{Finding, Verdict};
 
 /// The gate's name.
 pub const NAME: &str = "numeric";
-
-/// The chips with a Neural Engine of interest, oldest first.
-pub const CHIPS: [&str; 5] = ["M1", "M2", "M3", "M4", "M5"];
 
 /// Which ops a cliff is in the way of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,25 +44,30 @@ pub struct Cliff {
     pub kind: Kind,
     /// The largest magnitude that survives.
     pub limit: f32,
-    /// The chips it was seen on or decompiled for: a range of [`CHIPS`].
-    pub chips: (usize, usize),
+    /// The first and the last chip it was seen on or decompiled for.
+    pub chips: (Chip, Chip),
     /// Who says so.
     pub source: &'static str,
 }
 
 /// What is known of numeric cliffs.
 pub const CLIFFS: [Cliff; 3] = [
-    Cliff { kind: Kind::Any, limit: 65504.0, chips: (0, 5), source: "fp16's largest number" },
-    Cliff { kind: Kind::Matmul, limit: 32752.0, chips: (0, 5), source: "ANEForge, numeric cliffs" },
-    Cliff { kind: Kind::InnerSlice, limit: 4094.0, chips: (0, 3), source: "ane-guide 3: times 16 inside, before M4" },
+    Cliff { kind: Kind::Any, limit: F16_MAX, chips: (Chip::M1, Chip::M5), source: "fp16's largest number" },
+    Cliff { kind: Kind::Matmul, limit: MATMUL, chips: (Chip::M1, Chip::M5), source: "ANEForge, numeric cliffs" },
+    Cliff {
+        kind: Kind::InnerSlice,
+        limit: SLICE,
+        chips: (Chip::M1, Chip::M3),
+        source: "ane-guide 3: times 16 inside, before M4",
+    },
 ];
 
 /// The magnitude that an op's results may reach on a chip, and who says so.
-pub fn cliff(kind: Kind, chip: usize) -> (f32, &'static str) {
+pub fn cliff(kind: Kind, chip: Chip) -> (f32, &'static str) {
     let mine = CLIFFS
         .iter()
         .filter(|c| c.kind == Kind::Any || c.kind == kind)
-        .filter(|c| (c.chips.0..c.chips.1).contains(&chip));
+        .filter(|c| (c.chips.0..=c.chips.1).contains(&chip));
     let lowest = mine.min_by(|a, b| a.limit.total_cmp(&b.limit));
     lowest.map_or((f32::INFINITY, "nobody"), |c| (c.limit, c.source))
 }
@@ -82,13 +86,18 @@ struct Seen {
 }
 
 impl Seen {
-    fn factor(&self, chip: usize) -> f32 {
+    fn factor(&self, chip: Chip) -> f32 {
         cliff(self.kind, chip).0 / self.largest
     }
 
+    /// The factor on the oldest chip, which has every cliff that a newer one has.
+    fn least_factor(&self) -> f32 {
+        self.factor(Chip::ALL[0])
+    }
+
     /// The chips on which this value is lost.
-    fn lost_on(&self) -> Vec<&'static str> {
-        (0..CHIPS.len()).filter(|&chip| self.factor(chip) < 1.0).map(|chip| CHIPS[chip]).collect()
+    fn lost_on(&self) -> Vec<Chip> {
+        Chip::ALL.into_iter().filter(|&chip| self.factor(chip) < 1.0).collect()
     }
 }
 
@@ -232,14 +241,16 @@ fn token_of(index: usize, shape: &[usize], tokens: usize) -> usize {
 }
 
 fn finding(subject: &Subject, run: &Run<'_>, path: &str, seen: Vec<Seen>) -> Finding {
-    let closest = seen.iter().min_by(|a, b| a.factor(0).total_cmp(&b.factor(0)));
-    let lost = seen.iter().find(|s| !s.lost_on().is_empty());
+    let closest = seen.iter().min_by(|a, b| a.least_factor().total_cmp(&b.least_factor()));
+    let lost = seen.iter().find_map(|s| {
+        let chips = s.lost_on();
+        chips.first().map(|&first| (s, cliff(s.kind, first), chips.iter().map(Chip::to_string).collect::<Vec<_>>()))
+    });
+    let [oldest, .., newest] = Chip::ALL;
     let (verdict, message) = match (lost, closest) {
-        (Some(s), _) => {
+        (Some((s, (limit, source), chips)), _) => {
             let layer = s.layer.map_or(String::new(), |layer| format!("layer {layer}, "));
-            let chip = (0..CHIPS.len()).find(|&chip| s.factor(chip) < 1.0).unwrap_or_default();
-            let (limit, source) = cliff(s.kind, chip);
-            let chips = s.lost_on().join(", ");
+            let chips = chips.join(", ");
             (
                 Verdict::Failed,
                 format!(
@@ -251,12 +262,10 @@ fn finding(subject: &Subject, run: &Run<'_>, path: &str, seen: Vec<Seen>) -> Fin
         (None, Some(s)) => (
             Verdict::Passed,
             format!(
-                "every value keeps within fp16's cliffs on {} to {}; the closest, `{}`, reaches {:.3e} and could be {:.1} times larger",
-                CHIPS[0],
-                CHIPS[CHIPS.len() - 1],
+                "every value keeps within fp16's cliffs on {oldest} to {newest}; the closest, `{}`, reaches {:.3e} and could be {:.1} times larger",
                 s.value,
                 s.largest,
-                s.factor(0)
+                s.least_factor()
             ),
         ),
         (None, None) => (Verdict::Skipped, "this runtime tells nothing of the values inside".into()),
@@ -265,17 +274,17 @@ fn finding(subject: &Subject, run: &Run<'_>, path: &str, seen: Vec<Seen>) -> Fin
     for s in &seen {
         let Some(layer) = s.layer else { continue };
         let entry = layers.entry(layer).or_insert((&s.value, f32::INFINITY));
-        if s.factor(0) < entry.1 {
-            *entry = (&s.value, s.factor(0));
+        if s.least_factor() < entry.1 {
+            *entry = (&s.value, s.least_factor());
         }
     }
     let layers: Vec<_> = layers
         .iter()
         .map(|(layer, (value, factor))| json!({"layer": layer, "value": value, "headroom": factor}))
         .collect();
-    let limits = |s: &Seen| (0..CHIPS.len()).map(|chip| cliff(s.kind, chip).0).collect::<Vec<_>>();
+    let limits = |s: &Seen| Chip::ALL.map(|chip| cliff(s.kind, chip).0);
     let values: Vec<_> = seen.iter().map(|s| json!({"seen": s, "limits": limits(s)})).collect();
     let mut finding = subject.finding(NAME, path, verdict, &run.measured_on, message);
-    finding.figures = json!({"chips": CHIPS, "layers": layers, "values": values});
+    finding.figures = json!({"chips": Chip::ALL, "layers": layers, "values": values});
     finding
 }

@@ -6,7 +6,7 @@
 
 use serde_json::json;
 
-use crate::figures::{Bounds, Figures};
+use crate::figures::{self, Bounds, Figures};
 use crate::prompts::Prompt;
 use crate::run::{Error, Run};
 use crate::stack_golden::{argmax, margin, session_logits};
@@ -99,10 +99,9 @@ struct Compared {
 }
 
 fn compare(found: &[f32], expected: &[f32], vocab: usize, bounds: &Bounds) -> Compared {
-    let pairs = found.chunks_exact(vocab).zip(expected.chunks_exact(vocab));
-    let figures: Vec<Figures> = pairs.map(|(f, e)| Figures::of(f, e)).collect();
-    let worst = figures.iter().copied().fold(Figures::EQUAL, Figures::worst);
-    Compared { worst, first_out: figures.iter().position(|f| !f.within(bounds)) }
+    let rows = figures::rows(found, expected, vocab);
+    let first_out = rows.iter().position(|f| !f.within(bounds));
+    Compared { worst: figures::worst_of(rows), first_out }
 }
 
 /// A greedy answer of at least a token, and the logits over prompt and answer but its last token.

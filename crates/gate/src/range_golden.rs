@@ -27,7 +27,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::bisect;
-use crate::figures::{Bounds, Figures};
+use crate::figures::{self, Bounds, Figures};
 use crate::own::{self, Own};
 use crate::run::{Error, Run};
 use crate::stages::Counterpart;
@@ -165,9 +165,11 @@ impl Judge<'_> {
 
     /// The figures of each filled position, of rows `[context, width]`.
     fn compare(&self, found: &[f32], expected: &[f32], width: usize) -> Vec<At> {
-        let row = |all: &[f32], at: usize| all[at * width..(at + 1) * width].to_vec();
-        let positions = self.windows.iter().cloned().flatten();
-        positions.map(|at| At { position: at, figures: Figures::of(&row(found, at), &row(expected, at)) }).collect()
+        let window = |window: &Range<usize>| {
+            let span = window.start * width..window.end * width;
+            per_row(window.start, &found[span.clone()], &expected[span], width)
+        };
+        self.windows.iter().flat_map(window).collect()
     }
 
     /// The hidden row that each layer leaves at each of the three places, by place and layer. `cache` has seen all of `input`.
@@ -283,7 +285,7 @@ impl Judge<'_> {
             };
             let part: Vec<f32> = found.chunks_exact(c.vocab).flat_map(|row| &row[range.clone()]).copied().collect();
             let (tight, cost) = (own.model.head_rows(rows, range.clone())?, source.head_rows(rows, range.clone())?);
-            let (tight, cost) = (per_row(&part, &tight, range.len()), per_row(&part, &cost, range.len()));
+            let (tight, cost) = (per_row(0, &part, &tight, range.len()), per_row(0, &part, &cost, range.len()));
             let comparison = Comparison { pass: "head", tight, cost };
             findings.push(self.finding(&slice.path, &[comparison], || Ok(None))?);
         }
@@ -297,8 +299,8 @@ impl Judge<'_> {
         compared: &[Comparison],
         place: impl FnOnce() -> Result<Option<bisect::Divergence>, Error>,
     ) -> Result<Finding, Error> {
-        let tight = worst(compared.iter().flat_map(|c| &c.tight));
-        let cost = worst(compared.iter().flat_map(|c| &c.cost));
+        let tight = figures::worst_of(compared.iter().flat_map(|c| &c.tight).map(|at| at.figures));
+        let cost = figures::worst_of(compared.iter().flat_map(|c| &c.cost).map(|at| at.figures));
         let n = compared[0].tight.len();
         let sample = match self.windows.len() {
             1 => String::new(),
@@ -343,14 +345,10 @@ struct At {
     figures: Figures,
 }
 
-/// Figures of rows that lie one after another from position 0.
-fn per_row(found: &[f32], expected: &[f32], width: usize) -> Vec<At> {
-    let rows = found.chunks_exact(width).zip(expected.chunks_exact(width)).enumerate();
-    rows.map(|(position, (f, e))| At { position, figures: Figures::of(f, e) }).collect()
-}
-
-fn worst<'a>(all: impl Iterator<Item = &'a At>) -> Figures {
-    all.map(|at| at.figures).fold(Figures::EQUAL, Figures::worst)
+/// Figures of rows that lie one after another from position `first`.
+fn per_row(first: usize, found: &[f32], expected: &[f32], width: usize) -> Vec<At> {
+    let rows = figures::rows(found, expected, width).into_iter();
+    rows.zip(first..).map(|(figures, position)| At { position, figures }).collect()
 }
 
 /// One pass over the rows, and what two references say of each.

@@ -62,8 +62,8 @@ pub fn fenced(answer: &str) -> Option<&str> {
     Some(code.split_once("```").map_or(code, |(code, _)| code))
 }
 
-/// A program by name in the folders of `PATH`.
-fn find_program(name: &str) -> Option<PathBuf> {
+/// The first file of that name in the folders of `PATH`; whether it may be executed is not looked at.
+pub fn find_program(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
     std::env::split_paths(&path).map(|folder| folder.join(name)).find(|p| p.is_file())
 }

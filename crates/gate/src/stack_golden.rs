@@ -16,7 +16,7 @@ use anemone_reference as reference;
 use serde_json::{Value, json};
 
 use crate::bisect;
-use crate::figures::Figures;
+use crate::figures::{self, Figures};
 use crate::own::{self, Own};
 use crate::prompts::Prompt;
 use crate::run::{Error, Run};
@@ -157,11 +157,8 @@ impl Judge<'_> {
         let ids: Vec<u32> = prompt.ids.iter().chain(fed).copied().collect();
         let hidden = self.own.hidden(self.subject, self.run.engine.embed(&ids)?)?;
         let tight = self.own.logits(self.subject, hidden.last().map_or(&[], Vec::as_slice))?;
-        let compare = |expected: &[f32]| -> Vec<Figures> {
-            found.chunks_exact(c.vocab).zip(expected.chunks_exact(c.vocab)).map(|(f, e)| Figures::of(f, e)).collect()
-        };
-        let (tight, own_cost) = (compare(&tight), compare(&cost));
-        let worst = |all: &[Figures]| all.iter().copied().fold(Figures::EQUAL, Figures::worst);
+        let (tight, own_cost) = (figures::rows(&found, &tight, c.vocab), figures::rows(&found, &cost, c.vocab));
+        let worst = |all: &[Figures]| figures::worst_of(all.iter().copied());
         let (tight_worst, cost_worst) = (worst(&tight), worst(&own_cost));
 
         let t = &self.thresholds;

@@ -89,8 +89,7 @@ pub struct Search {
     tried: BTreeSet<Topology>,
 }
 
-/// How many of the cheapest paths to a boundary are kept while looking for one that has not been tried: a sweep ends after so
-/// many tries at the latest.
+/// How many of the cheapest paths to a boundary are kept while looking for one that has not been tried.
 const PATHS: usize = 64;
 
 /// A path and its cost.

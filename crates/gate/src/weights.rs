@@ -100,10 +100,14 @@ fn finding(subject: &Subject, path: &str, worst: Result<Worst, Error>) -> Findin
     finding
 }
 
+/// How far off a value of that magnitude may be that was rounded to fp16.
+fn fp16(magnitude: f32) -> f32 {
+    magnitude * HALF_UNIT + SUBNORMAL
+}
+
 /// Every row of one package.
 fn package(own: &Own, source: &reference::Model, mode: WeightMode, first_row: usize) -> Result<Worst, Error> {
     let mut worst = Worst::NONE;
-    let fp16 = |magnitude: f32| magnitude * HALF_UNIT + SUBNORMAL;
     for stored in own.weights.stored() {
         let (mut found, mut expected) = (vec![0.0; stored.columns], vec![0.0; stored.columns]);
         let rows = || {
@@ -191,8 +195,7 @@ fn embedding(source: &reference::Model, run: &Run<'_>) -> Result<Worst, Error> {
         let (found, expected) = (run.engine.embed(&ids)?, source.embed(&ids)?);
         let rows = found.chunks_exact(c.width).zip(expected.chunks_exact(c.width));
         for (id, (found, expected)) in ids.iter().zip(rows) {
-            let allowed = |magnitude: f32| magnitude * HALF_UNIT + SUBNORMAL;
-            worst.add(found, expected, allowed, |column| format!("token {id} column {column}"));
+            worst.add(found, expected, fp16, |column| format!("token {id} column {column}"));
         }
     }
     Ok(worst)

@@ -20,7 +20,7 @@ const DAYS: [&str; 7] = ["Sunday", "Monday", "Tuesday", "Wednesday", "Thursday",
 
 /// The year, month (1 to 12) and day (1 to 31) so many days after 1970-01-01. Counted from 1 March of year 0 on, so that the leap day
 /// is a year's last: 146097 days are 400 years, and from March on months repeat every 153 days.
-fn civil(days: i64) -> (i64, usize, i64) {
+pub fn civil(days: i64) -> (i64, usize, i64) {
     let days = days + 719_468;
     let (era, day) = (days.div_euclid(146_097), days.rem_euclid(146_097));
     let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;

@@ -22,6 +22,7 @@ use minijinja::{AutoEscape, Environment, ErrorKind};
 use serde::Serialize;
 
 use crate::Error;
+pub use date::civil;
 use meter::Meter;
 
 /// Longest template source, in bytes. The longest published ones have some 20 000.

@@ -12,10 +12,10 @@ use super::value::Value;
 pub const F16_MAX: f32 = 65504.0;
 
 /// Matrix products near this magnitude were seen to become infinite on the Neural Engine (ANEForge's table of numeric cliffs).
-const MATMUL: f32 = 32752.0;
+pub const MATMUL: f32 = 32752.0;
 
 /// Before M4, a slice of the last axis that does not begin at 0 multiplies by 16 internally: 65504 / 16 (ane-guide, 3).
-const SLICE: f32 = 4094.0;
+pub const SLICE: f32 = 4094.0;
 
 /// The largest magnitude that one op's results reached.
 #[derive(Clone, Debug, PartialEq)]

@@ -32,6 +32,7 @@ pub enum Feature {
 /// | `convs` | program | convolutions among them |
 /// | `states` | program | states of a function |
 /// | `state_width` | program | the last dimension of a state, where it is least divisible by 32 |
+/// | `state_width_by_32` | program | `yes` where that is a multiple of 32, `no` otherwise |
 /// | `functions` | program | functions |
 /// | `shapes` | program | `fixed`, `range`, `enumerated` |
 /// | `encodings` | program | how weights are stored, every way that occurs |
@@ -151,9 +152,9 @@ pub fn op(program: &Valid, function: usize, index: usize, whole: &Features) -> F
     }
     if op.kind.starts_with("reduce_arg") || op.kind == "topk" {
         let x = call.find_ty("x");
-        let axis = call.literal("axis").and_then(scalar_i32).unwrap_or(-1);
+        let axis = call.literal("axis").and_then(|axis| axis.to_ints()?.first().copied()).unwrap_or(-1);
         let competing = x.and_then(|x| {
-            let axis = if axis < 0 { axis.checked_add(i32::try_from(x.rank()).ok()?)? } else { axis };
+            let axis = if axis < 0 { axis.checked_add(i64::try_from(x.rank()).ok()?)? } else { axis };
             x.shape.get(usize::try_from(axis).ok()?)?.fixed()
         });
         number(&mut all, "reduced", competing.unwrap_or(0));
@@ -162,10 +163,6 @@ pub fn op(program: &Valid, function: usize, index: usize, whole: &Features) -> F
         word(&mut all, "indices", if call.is_runtime("indices") { "runtime" } else { "constant" });
     }
     all
-}
-
-fn scalar_i32(literal: &Literal) -> Option<i32> {
-    Some(i32::from_le_bytes(literal.bytes()?.get(..4)?.try_into().ok()?))
 }
 
 /// The types of everything the op reads at run time and of everything it writes.

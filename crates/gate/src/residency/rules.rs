@@ -237,16 +237,6 @@ impl Rules {
         }
         Decision { place: rule.place, rule: rule.id.clone(), confidence, sources, says, against }
     }
-
-    /// Every limit as it lies for a target: rule, feature, value, whether the claims agree.
-    pub fn limits(&self, target: Target) -> Vec<(String, String, f64, bool)> {
-        let placed = |rule: &Rule| {
-            let limit = rule.limit.as_ref()?;
-            let placed = limit.placed(target)?;
-            Some((rule.id.clone(), limit.feature.clone(), placed.value, placed.agreed))
-        };
-        self.rules.iter().filter_map(placed).collect()
-    }
 }
 
 /// `2.21e9` as people write it.
