@@ -138,13 +138,13 @@ def converse(page, server, records, look):
     look("answered")
 
     # Again, and the same, since it is greedy.
+    page.eval("conversation().messages.at(-1).before = true")
     page.key("KeyR", alt=True)
-    page.wait("!document.getElementById('stop').hidden", "another answer")
-    page.wait(IDLE, "whole answer again")
+    page.wait(f"!conversation().messages.at(-1).before && {IDLE}", "another answer, whole")
     same(page.eval(f"{LAST}.querySelector('pre code')?.textContent"), inside, "the same answer again")
     same(page.eval("document.querySelectorAll('#log .user').length"), 1, "one question")
 
-    # A second conversation, stopped half-way: hot, so that it would go on for long. Dice may end it before that, so it is asked again.
+    # A second conversation, stopped half-way: hot, so that it goes on for long. Dice may end it sooner; then it is asked again.
     page.key("KeyN", alt=True)
     page.eval("state.sampling.temperature = 2")
     page.type("a line\nand another")
