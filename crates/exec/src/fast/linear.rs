@@ -9,7 +9,8 @@
 //! in any order: the result does not depend on the instruction set, the number of tokens or the number of threads.
 //!
 //! **fp16 weights** meet f32 activations in sixteen running sums, one for each residue of the column modulo 16, added by one
-//! fixed tree.
+//! fixed tree. **Palettised weights** of four bits are looked up sixteen at a time and are then as fp16: the results are those of
+//! the same weights stored as fp16, bit for bit.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -52,6 +53,9 @@ pub enum Weights {
     Int8(Arc<[f32]>),
     /// fp16.
     Half,
+    /// Indices of four bits, the first of two in a byte's low half, and a table of [`LANES`] fp16 values, widened, for each of as many
+    /// rows on end, or one for all. Rows have an even number of columns.
+    Palette(Arc<[f32]>),
 }
 
 /// Where the bytes of a [`Matrix`] are.
@@ -88,6 +92,12 @@ impl Matrix {
         match &self.elements {
             Weights::Int8(scales) => Some(self.bytes().len()) == n && (scales.len() == 1 || scales.len() == self.rows),
             Weights::Half => Some(self.bytes().len()) == n.and_then(|n| n.checked_mul(2)),
+            Weights::Palette(tables) => {
+                let even =
+                    tables.len().is_multiple_of(LANES) && self.rows.is_multiple_of((tables.len() / LANES).max(1));
+                let whole = n.is_some_and(|n| 2 * self.bytes().len() == n) && self.columns.is_multiple_of(2);
+                whole && even && !tables.is_empty()
+            }
         }
     }
 }
@@ -243,7 +253,27 @@ impl Product<'_> {
                 // SAFETY: as above.
                 unsafe {
                     let x = self.x.floats.add(token * self.x.padded);
-                    halves::<S, R, M>(s, weights, columns, x, self.x.padded)
+                    floats::<S, Halves<'_>, R, M>(s, Halves { weights, columns }, columns, x, self.x.padded)
+                }
+            }
+            Weights::Palette(tables) => {
+                let weights = &bytes[row * columns / 2..(row + R) * columns / 2];
+                let each = self.matrix.rows / (tables.len() / LANES);
+                let mut own: [&[f32; LANES]; R] = [&[0.0; LANES]; R];
+                for (r, own) in own.iter_mut().enumerate() {
+                    let table = tables[(row + r) / each * LANES..].first_chunk();
+                    *own = table.expect("a table for every row");
+                }
+                // SAFETY: as above.
+                unsafe {
+                    let x = self.x.floats.add(token * self.x.padded);
+                    floats::<S, Palette<'_, R>, R, M>(
+                        s,
+                        Palette { weights, columns, tables: own },
+                        columns,
+                        x,
+                        self.x.padded,
+                    )
                 }
             }
         };
@@ -361,29 +391,96 @@ unsafe fn integers<S: Simd, const R: usize, const M: usize>(
     totals
 }
 
-/// Dot products of `R` rows of fp16 with `M` rows of floats.
+/// Rows of weights that are floats once they are read.
+trait Rows: Copy {
+    /// Sixteen weights of row `r` from column `k` on.
+    ///
+    /// # Safety
+    /// Row and columns are there.
+    unsafe fn sixteen<S: Simd>(self, s: S, r: usize, k: usize) -> S::F32;
+    /// The weights of row `r` from column `k` to its end, fewer than sixteen, with zeros after them.
+    fn last<S: Simd>(self, s: S, r: usize, k: usize) -> S::F32;
+    /// Asks for what follows column `k` of row `r`.
+    fn prefetch<S: Simd>(self, s: S, r: usize, k: usize);
+}
+
+/// fp16.
+#[derive(Clone, Copy)]
+struct Halves<'a> {
+    weights: &'a [u8],
+    columns: usize,
+}
+
+impl Rows for Halves<'_> {
+    #[inline(always)]
+    unsafe fn sixteen<S: Simd>(self, s: S, r: usize, k: usize) -> S::F32 {
+        // SAFETY: as the caller promises.
+        unsafe { s.load_f16(self.weights.as_ptr().add(2 * (r * self.columns + k))) }
+    }
+    #[inline(always)]
+    fn last<S: Simd>(self, s: S, r: usize, k: usize) -> S::F32 {
+        let mut last = [0u8; 2 * LANES];
+        let rest = &self.weights[2 * (r * self.columns + k)..2 * (r + 1) * self.columns];
+        last[..rest.len()].copy_from_slice(rest);
+        // SAFETY: the buffer has sixteen.
+        unsafe { s.load_f16(last.as_ptr()) }
+    }
+    #[inline(always)]
+    fn prefetch<S: Simd>(self, s: S, r: usize, k: usize) {
+        s.prefetch(self.weights.as_ptr().wrapping_add(2 * (r * self.columns + k) + AHEAD));
+    }
+}
+
+/// Indices of four bits, and each row's table.
+#[derive(Clone, Copy)]
+struct Palette<'a, const R: usize> {
+    weights: &'a [u8],
+    columns: usize,
+    tables: [&'a [f32; LANES]; R],
+}
+
+impl<const R: usize> Rows for Palette<'_, R> {
+    #[inline(always)]
+    unsafe fn sixteen<S: Simd>(self, s: S, r: usize, k: usize) -> S::F32 {
+        // SAFETY: as the caller promises, eight bytes; an even number of columns begins on a byte.
+        unsafe { s.look_up(self.tables[r], self.weights.as_ptr().add((r * self.columns + k) / 2)) }
+    }
+    #[inline(always)]
+    fn last<S: Simd>(self, s: S, r: usize, k: usize) -> S::F32 {
+        let mut last = [0.0; LANES];
+        for (i, out) in (r * self.columns + k..(r + 1) * self.columns).zip(&mut last) {
+            *out = self.tables[r][usize::from(self.weights[i / 2] >> (4 * (i % 2)) & 15)];
+        }
+        s.load_some(&last)
+    }
+    #[inline(always)]
+    fn prefetch<S: Simd>(self, s: S, r: usize, k: usize) {
+        s.prefetch(self.weights.as_ptr().wrapping_add((r * self.columns + k) / 2 + AHEAD));
+    }
+}
+
+/// Dot products of `R` rows of floats with `M` rows of floats.
 ///
 /// # Safety
-/// As for [`integers`].
+/// `weights` has `R` rows of `columns`; and as for [`integers`].
 #[allow(clippy::needless_range_loop, reason = "one index for weights, activations and sums")]
 #[inline(always)]
-unsafe fn halves<S: Simd, const R: usize, const M: usize>(
+unsafe fn floats<S: Simd, W: Rows, const R: usize, const M: usize>(
     s: S,
-    weights: &[u8],
+    weights: W,
     columns: usize,
     x: *const f32,
     padded: usize,
 ) -> [[f32; M]; R] {
-    let w = weights.as_ptr();
     let mut sums = [[s.splat(0.0); M]; R];
     let mut k = 0;
     while k + LANES <= columns {
         let mut rows = [s.splat(0.0); R];
         for r in 0..R {
             // SAFETY: sixteen columns from `k` on are within row `r`.
-            rows[r] = unsafe { s.load_f16(w.add(2 * (r * columns + k))) };
+            rows[r] = unsafe { weights.sixteen(s, r, k) };
             if M == 1 {
-                s.prefetch(w.wrapping_add(2 * (r * columns + k) + AHEAD));
+                weights.prefetch(s, r, k);
             }
         }
         for m in 0..M {
@@ -397,15 +494,10 @@ unsafe fn halves<S: Simd, const R: usize, const M: usize>(
     }
     if k < columns {
         for r in 0..R {
-            let mut last = [0u8; 2 * LANES];
-            let rest = &weights[2 * (r * columns + k)..2 * (r + 1) * columns];
-            last[..rest.len()].copy_from_slice(rest);
-            // SAFETY: the buffer has sixteen, and so has the padded row.
-            unsafe {
-                let weights = s.load_f16(last.as_ptr());
-                for m in 0..M {
-                    sums[r][m] = s.mul_add(weights, s.load(x.add(m * padded + k)), sums[r][m]);
-                }
+            let row = weights.last(s, r, k);
+            for m in 0..M {
+                // SAFETY: the padded row of activations has sixteen from `k` on.
+                sums[r][m] = unsafe { s.mul_add(row, s.load(x.add(m * padded + k)), sums[r][m]) };
             }
         }
     }

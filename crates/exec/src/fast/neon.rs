@@ -49,6 +49,26 @@ unsafe impl Simd for Neon {
         unsafe { self.load(lanes.as_ptr()) }
     }
     #[inline(always)]
+    unsafe fn look_up(self, table: &[f32; LANES], p: *const u8) -> Self::F32 {
+        // SAFETY: see the impl; the table has 64 bytes, and so has what is stored.
+        unsafe {
+            let bytes = vld1_u8(p);
+            let (low, high) = (vand_u8(bytes, vdup_n_u8(15)), vshr_n_u8::<4>(bytes));
+            let indices = vcombine_u8(vzip1_u8(low, high), vzip2_u8(low, high));
+            // Byte by byte: the four bytes of the entries come as four tables, and are woven together again on the way back.
+            let planes = vld4q_u8(table.as_ptr().cast());
+            let found = uint8x16x4_t(
+                vqtbl1q_u8(planes.0, indices),
+                vqtbl1q_u8(planes.1, indices),
+                vqtbl1q_u8(planes.2, indices),
+                vqtbl1q_u8(planes.3, indices),
+            );
+            let mut lanes = [0.0f32; LANES];
+            vst4q_u8(lanes.as_mut_ptr().cast(), found);
+            self.load(lanes.as_ptr())
+        }
+    }
+    #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F32) {
         // SAFETY: see the impl.
         unsafe {

@@ -338,6 +338,7 @@ impl Step {
                     let kind = match part.matrix.elements {
                         Weights::Int8(_) => "int8",
                         Weights::Half => "fp16",
+                        Weights::Palette(_) => "4-bit palette",
                     };
                     let _ = write!(line, " {}x{kind}", part.matrix.rows);
                     line.push_str(if part.bias.is_some() { " + bias" } else { "" });

@@ -378,13 +378,19 @@ impl<'a, 'g> Selector<'a, 'g> {
             return None;
         }
         let which = definition.op().outputs.iter().position(|&o| o == id)?;
-        let value = self.constants.of(&definition, self.limit).ok()?.get(which)?.stored().ok()?;
+        let constants = self.constants.of(&definition, self.limit).ok()?;
+        let mut value = constants.get(which)?.stored().ok()?;
+        // Rows that begin within a byte are not worth a kernel.
+        if matches!(value.data, Elements::Stored(Stored::Palette { .. })) && !columns.is_multiple_of(2) {
+            value = constants.get(which)?.dense().ok()?;
+        }
         if value.dtype != Dtype::F16 {
             return None;
         }
         let (elements, data) = match value.data {
             Elements::Stored(Stored::Bytes { data, scales }) => (Weights::Int8(scales), data),
             Elements::Stored(Stored::Halves(literal)) => (Weights::Half, literal),
+            Elements::Stored(Stored::Palette { indices, tables }) => (Weights::Palette(tables), indices),
             Elements::Floats(v) => (Weights::Half, Literal::f16s(&shape, &v)),
             Elements::Ints(_) => return None,
         };

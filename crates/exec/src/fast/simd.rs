@@ -40,6 +40,11 @@ pub unsafe trait Simd: Copy + Send + Sync {
     /// # Safety
     /// 32 bytes can be read at `p`.
     unsafe fn load_f16(self, p: *const u8) -> Self::F32;
+    /// The table's entries at sixteen indices of four bits from memory, the first of two in a byte's low half.
+    ///
+    /// # Safety
+    /// Eight bytes can be read at `p`.
+    unsafe fn look_up(self, table: &[f32; LANES], p: *const u8) -> Self::F32;
     /// Sixteen floats to memory.
     ///
     /// # Safety
@@ -265,6 +270,12 @@ unsafe impl Simd for Plain {
         // SAFETY: as the caller promises.
         let bytes = unsafe { p.cast::<[u8; 32]>().read_unaligned() };
         each(|i| half::f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]]).to_f32())
+    }
+    #[inline(always)]
+    unsafe fn look_up(self, table: &[f32; LANES], p: *const u8) -> Self::F32 {
+        // SAFETY: as the caller promises.
+        let bytes = unsafe { p.cast::<[u8; 8]>().read_unaligned() };
+        each(|i| table[usize::from(bytes[i / 2] >> (4 * (i % 2)) & 15)])
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F32) {

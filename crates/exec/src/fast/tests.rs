@@ -119,6 +119,29 @@ impl Case {
         }
     }
 
+    /// The same sizes with a palette for each of `groups` of rows, as indices and as what they stand for.
+    fn palettes(seed: u64, rows: usize, columns: usize, tokens: usize, groups: usize) -> [Self; 2] {
+        let case = Self::new(seed, rows, columns, tokens, false, 1);
+        let indices: Vec<u8> = noise(seed + 4, rows * columns).iter().map(|v| (v.abs() * 16.0) as u8 & 15).collect();
+        let entries = noise(seed + 5, groups * LANES).into_iter();
+        let tables: Arc<[f32]> = entries.map(|v| half::f16::from_f32(v).to_f32()).collect();
+        let each = rows / groups * columns;
+        let values: Vec<f32> =
+            indices.iter().enumerate().map(|(i, &index)| tables[i / each * LANES + usize::from(index)]).collect();
+        let packed: Vec<u8> = indices.chunks(2).map(|two| two[0] | two[1] << 4).collect();
+        let shape = [rows, columns];
+        let forms = [
+            (Weights::Palette(tables), Literal::from_bytes(TensorType::new(Dtype::U4, &shape), packed)),
+            (Weights::Half, Literal::f16s(&shape, &values)),
+        ];
+        let values: Vec<f64> = values.into_iter().map(f64::from).collect();
+        forms.map(|(elements, data)| {
+            let matrix = Matrix { rows, columns, elements, data: Bytes::Stored(data) };
+            assert!(matrix.is_whole());
+            Self { matrix, values: values.clone(), x: case.x.clone(), bias: case.bias.clone() }
+        })
+    }
+
     fn run(&self, isa: Isa, blocks: &[usize]) -> Vec<f32> {
         let Matrix { rows, columns, .. } = self.matrix;
         let padded = columns.next_multiple_of(PADDING);
@@ -197,6 +220,16 @@ proptest! {
         // 16 bits: the largest activation here is 30 to 60 times the usual one.
         let bound = if int8 { 2e-3 } else { 1e-5 };
         prop_assert!(case.error(&together) < bound, "{}", case.error(&together));
+    }
+
+    #[test]
+    fn palettes_are_as_the_weights_that_they_stand_for(
+        seed in any::<u64>(), rows in 1usize..5, groups in 1usize..4, columns in 1usize..70, tokens in 1usize..9,
+    ) {
+        let [palette, half] = Case::palettes(seed, rows * groups, 2 * columns, tokens, groups);
+        let found = everywhere(|isa| palette.run(isa, &[tokens]));
+        prop_assert_eq!(bits(&found), bits(&half.run(Isa::best(), &vec![1; tokens])));
+        prop_assert!(half.error(&found) < 1e-6);
     }
 
     #[test]

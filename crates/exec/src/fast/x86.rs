@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use super::simd::{Simd, Task};
+use super::simd::{LANES, Simd, Task};
 
 /// Proof that this processor has AVX2, FMA and F16C, and that the system saves their registers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +60,20 @@ fn avx512<T: Task>(s: Avx512, task: T) -> T::Out {
 
 const NEAREST: i32 = _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC;
 
+/// Sixteen indices of four bits as bytes, in order.
+///
+/// # Safety
+/// Eight bytes can be read at `p`.
+#[inline(always)]
+unsafe fn nibbles(p: *const u8) -> __m128i {
+    // SAFETY: as the caller promises; every x86-64 processor has these instructions.
+    unsafe {
+        let bytes = _mm_loadl_epi64(p.cast());
+        let low = _mm_set1_epi8(15);
+        _mm_unpacklo_epi8(_mm_and_si128(bytes, low), _mm_and_si128(_mm_srli_epi16::<4>(bytes), low))
+    }
+}
+
 // SAFETY: a token exists only where `detect` found every feature used here. That covers the intrinsics below; what they read
 // and write is as the callers of the trait's methods promise.
 unsafe impl Simd for Avx512 {
@@ -81,6 +95,11 @@ unsafe impl Simd for Avx512 {
     unsafe fn load_f16(self, p: *const u8) -> __m512 {
         // SAFETY: see the impl.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(p.cast())) }
+    }
+    #[inline(always)]
+    unsafe fn look_up(self, table: &[f32; LANES], p: *const u8) -> __m512 {
+        // SAFETY: see the impl.
+        unsafe { _mm512_permutexvar_ps(_mm512_cvtepu8_epi32(nibbles(p)), _mm512_loadu_ps(table.as_ptr())) }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: __m512) {
@@ -220,6 +239,26 @@ unsafe impl Simd for Avx2 {
     unsafe fn load_f16(self, p: *const u8) -> Self::F32 {
         // SAFETY: see the impl.
         unsafe { [_mm256_cvtph_ps(_mm_loadu_si128(p.cast())), _mm256_cvtph_ps(_mm_loadu_si128(p.add(16).cast()))] }
+    }
+    #[inline(always)]
+    unsafe fn look_up(self, table: &[f32; LANES], p: *const u8) -> Self::F32 {
+        // SAFETY: see the impl.
+        unsafe {
+            let (low, high) = (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8)));
+            let indices = nibbles(p);
+            let mut found = [low, high];
+            for (half, index) in found.iter_mut().zip([indices, _mm_srli_si128::<8>(indices)]) {
+                let index = _mm256_cvtepu8_epi32(index);
+                // A permutation looks at three bits of an index; the fourth, moved to the sign, chooses between the table's halves.
+                let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+                *half = _mm256_blendv_ps(
+                    _mm256_permutevar8x32_ps(low, index),
+                    _mm256_permutevar8x32_ps(high, index),
+                    fourth,
+                );
+            }
+            found
+        }
     }
     #[inline(always)]
     unsafe fn store(self, p: *mut f32, v: Self::F32) {

@@ -1,8 +1,8 @@
 //! What is known before a program runs: `const` ops, inline literals, and weights once decompressed.
 //!
 //! A constant is converted at its first use and then shared: by every op that uses it, and by every function of the package that
-//! refers to the same bytes. Kernels that read weights a row at a time take fp16, and int8 with a scale for each row, as they
-//! are stored; whatever else is decompressed once, to its own type.
+//! refers to the same bytes. Kernels that read weights a row at a time take fp16, int8 with a scale for each row, and indices of four
+//! bits with tables for rows, as they are stored; whatever else is decompressed once, to its own type.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
@@ -14,7 +14,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use super::Fault;
-use super::value::{Elements, Stored, Value, elements};
+use super::value::{Elements, PALETTE, Stored, Value, elements};
 
 /// Smaller weights are widened even for kernels that would take them as stored.
 const WORTH_KEEPING: usize = 1 << 12;
@@ -149,7 +149,7 @@ impl Shared {
         }
         let made = match call.op().attributes.get("val") {
             Some(literal) => vec![Constant::new(literal.clone())],
-            None => match scaled_bytes(call) {
+            None => match scaled_bytes(call).or_else(|| palette(call)) {
                 Some((ty, stored)) => vec![Constant::of(Source::Stored(ty, stored))],
                 None => self.decompressed(call, limit)?,
             },
@@ -190,6 +190,31 @@ fn scaled_bytes(call: &Call<'_>) -> Option<(TensorType, Stored)> {
     let even = !scales.is_empty() && n.is_multiple_of(scales.len());
     let result = TensorType { dtype: Dtype::F16, shape: ty.shape.clone() };
     even.then(|| (result, Stored::Bytes { data: data.clone(), scales }))
+}
+
+/// The form of most palettised models: four bits an element, and one table of scalars for the tensor or for each group of slices of its
+/// first dimension.
+fn palette(call: &Call<'_>) -> Option<(TensorType, Stored)> {
+    if call.spec().name != "constexpr_lut_to_dense" {
+        return None;
+    }
+    let (indices, lut) = (call.literal("indices")?, call.literal("lut")?);
+    let ty = call.outputs().next()?;
+    let lut_ty = lut.tensor_type()?;
+    // In the older form a table is a vector, and indices are bytes in which they lie packed.
+    let (groups, of_scalars) = match lut_ty.fixed_shape()?.as_slice() {
+        [PALETTE] => (1, true),
+        [first, ones @ .., PALETTE, vector] => (*first, *vector == 1 && ones.iter().all(|&d| d == 1)),
+        _ => return None,
+    };
+    if lut_ty.dtype != Dtype::F16 || !of_scalars || groups == 0 {
+        return None;
+    }
+    let n = ty.elements().filter(|n| n.is_multiple_of(2))?;
+    let whole = indices.bytes()?.len() == n / 2 && ty.shape.first()?.fixed()?.is_multiple_of(groups);
+    let tables: Arc<[f32]> = lut.to_floats()?.into();
+    let stored = Stored::Palette { indices: indices.clone(), tables: Arc::clone(&tables) };
+    (whole && tables.len() == groups * PALETTE).then(|| (ty.clone(), stored))
 }
 
 /// A decompressed weight as a literal of its own type: fp16 stays two bytes an element.
@@ -251,20 +276,16 @@ fn add_to_recipe(call: &Call<'_>, recipe: &mut Recipe, depth: usize) -> Option<(
 
 #[cfg(test)]
 mod tests {
-    use anemone_mil::{FunctionBuilder, validate};
+    use anemone_mil::{FunctionBuilder, Operand, validate};
 
     use super::*;
 
-    /// The weights of a small program: as stored, and as the decoder has them.
-    fn both(scales: &[f32], shape: &[usize]) -> (Value, Vec<f32>) {
-        let n: usize = shape.iter().product();
-        let mut scale_shape = vec![1; shape.len()];
-        scale_shape[0] = scales.len();
-        let data =
-            Literal::from_bytes(TensorType::new(Dtype::I8, shape), (0..n).map(|i| (i * 89) as u8).collect::<Vec<_>>());
+    /// The weights that an op of a small program defines: as stored, and as the decoder has them.
+    fn both(kind: &str, params: &[(&str, Literal)]) -> (Value, Vec<f32>) {
         let mut b = FunctionBuilder::new("main", "CoreML8").unwrap();
-        let params = [("data", data.into()), ("scale", Literal::f16s(&scale_shape, scales).into())];
-        let weight = b.op("constexpr_blockwise_shift_scale", "weight", &params).unwrap();
+        let params: Vec<(&str, Operand)> =
+            params.iter().map(|(name, literal)| (*name, literal.clone().into())).collect();
+        let weight = b.op(kind, "weight", &params).unwrap();
         let x = b.input("x", TensorType::new(Dtype::F16, &[1])).unwrap();
         let y = b.op("add", "y", &[("x", x.into()), ("y", weight.into())]).unwrap();
         let program = anemone_mil::program(vec![b.finish(&[("y", y)]).unwrap()], BTreeMap::new());
@@ -274,24 +295,44 @@ mod tests {
         (constants[0].stored().unwrap(), decode::results(&call).unwrap()[0].values.clone())
     }
 
+    /// They are kept as they are, and mean what the decoder says, read in pieces that begin and end anywhere.
+    fn kept(kind: &str, params: &[(&str, Literal)]) {
+        let (value, expected) = both(kind, params);
+        let Elements::Stored(stored) = &value.data else { panic!("decompressed") };
+        let mut found = vec![0.0; expected.len()];
+        let mut at = 0;
+        for piece in found.chunks_mut(1001) {
+            stored.widen(at, piece);
+            at += piece.len();
+        }
+        let bits = |values: &[f32]| values.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+        assert_eq!(bits(&found), bits(&expected));
+    }
+
+    /// Bytes without a pattern that an error could hide behind.
+    fn bytes(n: usize) -> Vec<u8> {
+        (0..n).map(|i| (i * 89 + i / 251) as u8).collect()
+    }
+
     #[test]
     fn int8_weights_stay_as_they_are_and_mean_what_the_decoder_says() {
         for scales in [&[0.013][..], &[1.0, 6e-8, 3e-5, 511.0], &[0.0, 65504.0, -0.7, 1e-7]] {
             let shape = [16, 24, 16, 1];
-            let (value, expected) = both(scales, &shape);
-            let Elements::Stored(stored) = &value.data else { panic!("decompressed") };
-            // In pieces that begin and end anywhere, across scales.
-            let mut found = vec![0.0; expected.len()];
-            let mut at = 0;
-            for (i, piece) in found.chunks_mut(1001).enumerate() {
-                assert_eq!(at, i * 1001);
-                stored.widen(at, piece);
-                at += piece.len();
-            }
-            assert_eq!(
-                found.iter().map(|v| v.to_bits()).collect::<Vec<_>>(),
-                expected.iter().map(|v| v.to_bits()).collect::<Vec<_>>()
-            );
+            let data = Literal::from_bytes(TensorType::new(Dtype::I8, &shape), bytes(shape.iter().product()));
+            let scale = Literal::f16s(&[scales.len(), 1, 1, 1], scales);
+            kept("constexpr_blockwise_shift_scale", &[("data", data), ("scale", scale)]);
+        }
+    }
+
+    #[test]
+    fn palettes_of_four_bits_stay_as_they_are_and_mean_what_the_decoder_says() {
+        for groups in [1, 4, 16] {
+            let shape = [16, 25, 16, 1];
+            let indices =
+                Literal::from_bytes(TensorType::new(Dtype::U4, &shape), bytes(shape.iter().product::<usize>() / 2));
+            let entries: Vec<f32> = (0..groups * PALETTE).map(|i| (i as f32 * 0.37).sin()).collect();
+            let lut = Literal::f16s(&[groups, 1, 1, 1, PALETTE, 1], &entries);
+            kept("constexpr_lut_to_dense", &[("indices", indices), ("lut", lut)]);
         }
     }
 }

@@ -79,7 +79,17 @@ pub enum Stored {
         /// The scales, fp16 widened.
         scales: Arc<[f32]>,
     },
+    /// Indices of four bits, the first of two in a byte's low half, and tables that each hold for as many elements on end.
+    Palette {
+        /// The indices.
+        indices: Literal,
+        /// The tables, [`PALETTE`] entries each, fp16 widened.
+        tables: Arc<[f32]>,
+    },
 }
+
+/// Entries of a table that four bits index.
+pub const PALETTE: usize = 16;
 
 impl Stored {
     /// How many elements there are.
@@ -87,6 +97,7 @@ impl Stored {
         match self {
             Stored::Halves(literal) => literal.bytes().map_or(0, |b| b.len() / 2),
             Stored::Bytes { data, .. } => data.bytes().map_or(0, <[u8]>::len),
+            Stored::Palette { indices, .. } => indices.bytes().map_or(0, |b| 2 * b.len()),
         }
     }
 
@@ -106,6 +117,14 @@ impl Stored {
                     let (now, later) = rest.split_at_mut(n);
                     loops::scale(&bytes[at..at + n], scales[at / each], now);
                     (at, rest) = (at + n, later);
+                }
+            }
+            Stored::Palette { indices, tables } => {
+                let bytes = indices.bytes().unwrap_or_default();
+                let each = 2 * bytes.len() / (tables.len() / PALETTE);
+                for (i, out) in (start..).zip(out) {
+                    let index = bytes[i / 2] >> (4 * (i % 2)) & 15;
+                    *out = tables[i / each * PALETTE + usize::from(index)];
                 }
             }
         }
