@@ -62,14 +62,26 @@ pub enum Error {
 /// Told the name of a shard's input or value, and the value.
 pub type Watch<'a> = dyn FnMut(&str, &Tensor) + 'a;
 
-/// One loaded package with its functions found.
-struct Shard {
+/// One loaded package, or a part of one, with its functions found.
+pub struct Shard {
     model: Box<dyn Model>,
     /// For each token count of the manifest, the function and the order of its inputs.
     functions: Vec<Function>,
 }
 
 impl Shard {
+    /// Finds the functions of a model that takes what the shards of a bundle take.
+    fn of(model: Box<dyn Model>, manifest: &Manifest) -> Result<Self, String> {
+        let functions = manifest.tokens.iter().map(|&t| function(model.as_ref(), t, &manifest.contract));
+        let functions = functions.collect::<Result<_, _>>()?;
+        Ok(Self { model, functions })
+    }
+
+    /// A fresh state.
+    pub fn new_state(&self) -> Result<State, Error> {
+        Ok(self.model.new_state()?)
+    }
+
     /// What function `function` is given, in its order: the interface knows five inputs.
     fn given<'a>(&self, function: &Function, x: &'a Tensor, host: &'a HostInputs) -> [&'a Tensor; 5] {
         let mut inputs = [x; 5];
@@ -137,9 +149,7 @@ impl Engine {
             let path = folder.join(&shard.path);
             let model = runtime.load(&path)?;
             check(&manifest, model.as_ref(), &role).map_err(|reason| Error::Shard { path: path.clone(), reason })?;
-            let functions = manifest.tokens.iter().map(|&t| function(model.as_ref(), t, &manifest.contract));
-            let functions = functions.collect::<Result<_, _>>().map_err(|reason| Error::Shard { path, reason })?;
-            Ok::<_, Error>(Shard { model, functions })
+            Shard::of(model, &manifest).map_err(|reason| Error::Shard { path, reason })
         };
         let layers: Vec<Shard> =
             manifest.layers.iter().map(|s| load(s, layout::layers_role(&s.range()))).collect::<Result<_, _>>()?;
@@ -209,17 +219,40 @@ impl Engine {
         }
     }
 
-    /// A fresh state of layer shard `shard` alone.
-    pub fn shard_state(&self, shard: usize) -> Result<State, Error> {
-        Ok(self.layers[shard].model.new_state()?)
+    /// Layer shard number `shard`.
+    pub fn shard(&self, shard: usize) -> &Shard {
+        &self.layers[shard]
     }
 
-    /// One call of layer shard `shard` alone: hidden rows `[n, width]` at `position..` through the function of
-    /// `self.manifest().tokens[function]` tokens, of which n at most. What a gate judges; `watch`, where there is one, is
-    /// told the inputs and what the runtime can tell of the values between.
+    /// Layers that were cut out of the package at `path`, as a shard of their own.
+    pub fn part(&self, path: &Path, model: Box<dyn Model>) -> Result<Shard, Error> {
+        Shard::of(model, &self.manifest).map_err(|reason| Error::Shard { path: path.to_owned(), reason })
+    }
+
+    /// A fresh state of layer shard `shard` alone.
+    pub fn shard_state(&self, shard: usize) -> Result<State, Error> {
+        self.layers[shard].new_state()
+    }
+
+    /// As [`run`](Self::run), of layer shard number `shard`.
     pub fn run_shard(
         &self,
         shard: usize,
+        function: usize,
+        rows: &[f32],
+        position: usize,
+        state: &mut State,
+        watch: Option<&mut Watch<'_>>,
+    ) -> Result<Vec<f32>, Error> {
+        self.run(&self.layers[shard], function, rows, position, state, watch)
+    }
+
+    /// One call of a layer shard alone: hidden rows `[n, width]` at `position..` through the function of
+    /// `self.manifest().tokens[function]` tokens, of which n at most. What a gate judges; `watch`, where there is one, is
+    /// told the inputs and what the runtime can tell of the values between.
+    pub fn run(
+        &self,
+        shard: &Shard,
         function: usize,
         rows: &[f32],
         position: usize,
@@ -230,7 +263,7 @@ impl Engine {
         let n = rows.len() / c.width;
         let host = HostInputs::new(c, position, n, tokens, self.float);
         let x = host::to_columns(rows, c.width, tokens, self.float);
-        Ok(host::to_rows(&self.layers[shard].call(function, &x, &host, state, watch)?, n))
+        Ok(host::to_rows(&shard.call(function, &x, &host, state, watch)?, n))
     }
 
     /// Logits of `rows[n, width]` of the last hidden state: `[n, vocab]`.

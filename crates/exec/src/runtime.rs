@@ -22,6 +22,13 @@ pub trait Runtime: Send + Sync {
 
     /// Reads, validates and prepares one package. Everything that can be refused is refused here, not at the first call.
     fn load(&self, package: &Path) -> Result<Box<dyn Model>, Error>;
+
+    /// Prepares a program that is in no package of its own: a part of one. A runtime of packages refuses it.
+    fn load_program(&self, program: &Valid) -> Result<Box<dyn Model>, Error> {
+        let _ = program;
+        let reason = format!("{} runs packages as a whole; the portable runtime runs parts of them", self.describe());
+        Err(Error::Foreign { function: "a part of a package".to_owned(), reason })
+    }
 }
 
 /// One loaded package.

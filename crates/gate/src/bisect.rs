@@ -7,7 +7,9 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::slice;
 
+use anemone_chat::engine::Shard;
 use anemone_exec::Tensor;
 use anemone_reference::{Rope, Stage};
 use serde::Serialize;
@@ -55,30 +57,34 @@ impl fmt::Display for Divergence {
     }
 }
 
-/// Runs layer shard `shard`, layers `range`, over `rows[n, width]` from position 0, in blocks that `blocks` lists
-/// (between which the cache holds zeros where they leave positions out), and finds the first value that leaves `bounds`: in the program's order, of the first block that holds one. `None` where all keep
-/// to them, or the runtime tells nothing.
+/// Runs a layer shard, layers `range`, over `rows[n, width]`, those of the blocks of positions one after another (between which the
+/// cache holds zeros where they leave positions out), and finds the first value that leaves `bounds`: in the program's order, of
+/// the first block that holds one. `None` where all keep to them, or the runtime tells nothing.
 pub fn locate(
     run: &Run<'_>,
     own: &Own,
-    shard: usize,
+    shard: &Shard,
     range: Range<usize>,
     rows: &[f32],
     blocks: &[(Range<usize>, usize)],
     bounds: &Bounds,
 ) -> Result<Option<Divergence>, Error> {
     let c = run.engine.contract();
-    let mut state = run.used_state(shard, rows)?;
+    let from = blocks.first().map_or(0, |(block, _)| block.start);
+    let joined = |end, block: &Range<usize>| if block.start == end { block.end } else { end };
+    let first = from..blocks.iter().fold(from, |end, (block, _)| joined(end, block));
+    let mut state = run.used_state(shard, rows, &first)?;
     let mut cache = own.model.cache();
+    let mut rest = rows;
     for (block, function) in blocks {
-        let input = &rows[block.start * c.width..block.end * c.width];
+        let (input, later) = rest.split_at(block.len() * c.width);
+        rest = later;
         let mut stages = BTreeMap::new();
         let mut tap = |layer: usize, stage: Stage, rows: &[f32]| {
             stages.insert((layer, stage), rows.to_vec());
         };
         let mut hidden = input.to_vec();
-        cache.pad(block.start);
-        own.model.layer_range_tapped(range.clone(), &mut hidden, &mut cache, block.start, Some(&mut tap))?;
+        own.model.layer_windows(range.clone(), &mut hidden, &mut cache, slice::from_ref(block), Some(&mut tap))?;
         let (position, n, tokens) = (block.start, block.len(), run.engine.manifest().tokens[*function]);
         let mut first = None;
         let mut after = None;
@@ -107,7 +113,7 @@ pub fn locate(
                 }
             }
         };
-        run.engine.run_shard(shard, *function, input, position, &mut state, Some(&mut watch))?;
+        run.engine.run(shard, *function, input, position, &mut state, Some(&mut watch))?;
         if first.is_some() {
             return Ok(first);
         }

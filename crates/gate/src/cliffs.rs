@@ -50,18 +50,15 @@ pub fn find(program: &Valid, chip: Chip) -> Vec<Cliff> {
                 });
             };
             let call = program.call(f, index);
-            if op.kind.starts_with("slice_by") && chip < Chip::M4 {
-                let begin = call.find_ty("x").and_then(|x| last_begin(program, f, index, x));
-                if let Some(begin @ 1..) = begin {
-                    report(
-                        "slice-begin-last-axis",
-                        "AG, AF",
-                        format!(
-                            "takes elements from {begin} of the last axis: before the M4 such a slice multiplies by 16 inside, and values above \
+            if let Some(begin) = begins_inside(program, f, index).filter(|_| chip < Chip::M4) {
+                report(
+                    "slice-begin-last-axis",
+                    "AG, AF",
+                    format!(
+                        "takes elements from {begin} of the last axis: before the M4 such a slice multiplies by 16 inside, and values above \
                          {SLICE} become inf; slice another axis"
-                        ),
-                    );
-                }
+                    ),
+                );
             }
             if matches!(op.kind.as_str(), "rsqrt" | "log" | "inverse") {
                 let half = call.find_ty("x").is_some_and(|x| x.dtype == Dtype::F16);
@@ -101,24 +98,23 @@ fn scalar(literal: &Literal) -> Option<f32> {
     literal.to_floats()?.first().copied()
 }
 
-/// Where a slice begins on the last axis; `None` where that is only known at run time or the whole axis is taken.
-fn last_begin(program: &Valid, function: usize, op: usize, x: &TensorType) -> Option<i32> {
+/// Where on the last axis a slice begins, if not at 0, as far as that is known before the program runs.
+pub fn begins_inside(program: &Valid, function: usize, op: usize) -> Option<i64> {
     let call = program.call(function, op);
+    if !matches!(call.op().kind.as_str(), "slice_by_index" | "slice_by_size") {
+        return None;
+    }
+    let x = call.find_ty("x")?;
     let last = x.rank().checked_sub(1)?;
-    let integers = |name: &str| -> Option<Vec<i32>> {
-        let bytes = call.literal(name)?.bytes()?;
-        Some(bytes.chunks_exact(4).map(|b| i32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-    };
     let masked = call.literal("begin_mask").and_then(Literal::to_bools).is_some_and(|m| m.get(last) == Some(&true));
-    let begin = *integers("begin")?.get(last)?;
-    let size = i32::try_from(x.shape.get(last)?.fixed()?).ok()?;
-    Some(if masked {
-        0
-    } else if begin < 0 {
-        begin + size
-    } else {
-        begin
-    })
+    if masked {
+        return None;
+    }
+    let begin = *call.literal("begin")?.to_ints()?.get(last)?;
+    // Counted from the end, which only a known size tells.
+    let size = x.shape.get(last)?.fixed().and_then(|n| i64::try_from(n).ok());
+    let begin = if begin < 0 { begin.checked_add(size?)? } else { begin };
+    (begin > 0).then_some(begin)
 }
 
 /// Whether the argument of an op is kept away from 0 by the program itself: a sum with a positive constant that fp16 can tell from 0,

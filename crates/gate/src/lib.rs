@@ -7,6 +7,7 @@ pub mod bisect;
 pub mod cliffs;
 pub mod compile;
 pub mod contract;
+pub mod cut;
 pub mod evidence;
 pub mod figures;
 pub mod journal;

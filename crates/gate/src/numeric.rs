@@ -15,6 +15,7 @@ use anemone_mil::Valid;
 use serde::Serialize;
 use serde_json::json;
 
+use crate::cliffs::begins_inside;
 use crate::own::{self, Own};
 use crate::prompts::Prompt;
 use crate::residency::Chip;
@@ -117,18 +118,10 @@ const MASK: &str = "attn_mask";
 fn ops(program: &Valid) -> BTreeMap<String, Op> {
     let mut all = BTreeMap::new();
     for (f, function) in program.functions.iter().enumerate() {
-        for op in &function.ops {
-            let inner = || {
-                let begin = op.inputs.get("begin").and_then(|args| match args.first() {
-                    Some(anemone_mil::ir::Arg::Value(id)) => program.constant(f, *id)?.to_ints(),
-                    Some(anemone_mil::ir::Arg::Literal(literal)) => literal.to_ints(),
-                    None => None,
-                });
-                begin.and_then(|b| b.last().copied()).is_some_and(|b| b != 0)
-            };
+        for (index, op) in function.ops.iter().enumerate() {
             let kind = match op.kind.as_str() {
                 "matmul" => Kind::Matmul,
-                "slice_by_index" | "slice_by_size" if inner() => Kind::InnerSlice,
+                _ if begins_inside(program, f, index).is_some() => Kind::InnerSlice,
                 _ => Kind::Any,
             };
             let masks = op
@@ -152,7 +145,7 @@ pub fn judge(
     mut step: impl FnMut(&str),
 ) -> Result<Vec<Finding>, Error> {
     let c = &subject.manifest.contract;
-    let source = own::source(subject)?;
+    let source = &own::source(subject)?;
     let mut ids: Vec<u32> =
         prompts.iter().flat_map(|p| p.ids.iter().chain(p.expected.iter().flatten())).copied().collect();
     ids.truncate(c.context);
@@ -169,7 +162,7 @@ pub fn judge(
     let mut cache = source.cache();
     let mut findings = Vec::new();
     for (i, shard) in subject.manifest.layers.iter().enumerate() {
-        let own = Own::open(subject, &source, &shard.path, 0)?;
+        let own = Own::open(subject, source, &shard.path, 0)?;
         let seen = watch(run, &own.program, i, &hidden)?;
         findings.push(finding(subject, run, &shard.path, seen));
         source.layer_range(shard.range(), &mut hidden, &mut cache, 0)?;

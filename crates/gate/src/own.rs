@@ -49,14 +49,17 @@ impl Own {
 /// Bytes of f32 weights that the reference may keep; beyond it dequantises what it uses, again and again.
 const KEEP: u64 = 4 << 30;
 
-/// The reference on the source, for the bundle's context.
-pub fn source(subject: &Subject) -> Result<reference::Model, reference::Error> {
+/// The reference on the source, for the bundle's context. It stays with the subject for the gates that follow, and so do the weights
+/// that it keeps.
+pub fn source(subject: &Subject) -> Result<Arc<reference::Model>, reference::Error> {
+    if let Some(model) = subject.reference.get() {
+        return Ok(Arc::clone(model));
+    }
     let context = subject.manifest.contract.context;
     let elements: u64 =
         subject.source.tensors().iter().map(|t| t.shape.iter().map(|&n| n as u64).product::<u64>()).sum();
     let keep_weights = elements.saturating_mul(4) <= KEEP;
-    reference::Model::open(
-        subject.source.clone(),
-        reference::Options { keep_weights, ..reference::Options::new(context) },
-    )
+    let options = reference::Options { keep_weights, ..reference::Options::new(context) };
+    let model = Arc::new(reference::Model::open(subject.source.clone(), options)?);
+    Ok(Arc::clone(subject.reference.get_or_init(|| model)))
 }

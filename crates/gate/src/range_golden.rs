@@ -10,23 +10,26 @@
 //! widest. So both functions are seen at all three places, and on a cache that the other one wrote. The cache is not new: its
 //! first rows held something else before, of which nothing may be left.
 //!
-//! Where that takes too long, a sample fills three windows, at the first positions, around the middle and at the last, over a cache
-//! that holds zeros between them; the reference's does too.
+//! Where that takes too long, a sample of positions is filled, over a cache that holds zeros between them; the reference's does too.
+//! And of a large model chosen layers can be judged, each cut out of its shard ([`cut`](crate::cut)) and given the rows that the reference
+//! has before it. Then no more than a layer's state is held, and of the weights a matrix at a time.
 //!
-//! At the three places the output of every layer inside the shard is compared as well, against the shard's own weights, so that the
-//! evidence tells how an error grows from layer to layer. Where a program is wrong, the first op whose value leaves tolerance is
-//! named ([`bisect`](crate::bisect)).
+//! At the places that `main` computes the output of every layer inside the shard is compared as well, against the shard's own weights, so
+//! that the evidence tells how an error grows from layer to layer. Where a program is wrong, the first op whose value leaves
+//! tolerance is named ([`bisect`](crate::bisect)).
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::Range;
 
-use anemone_chat::engine::Watch;
-use anemone_exec::Tensor;
+use anemone_chat::engine::{self, Shard, Watch};
+use anemone_exec::{Runtime, Tensor};
 use anemone_reference::{self as reference, Stage};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::bisect;
+use crate::cut;
 use crate::figures::{self, Bounds, Figures};
 use crate::own::{self, Own};
 use crate::run::{Error, Run};
@@ -39,13 +42,24 @@ use crate::verdict::{Finding, Verdict};
 pub const NAME: &str = "range-golden";
 
 /// What a caller may ask for.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
-    /// About how many positions are filled, in three windows each of which holds the widest function; all of the context where
-    /// `None`. A sample says so in its finding.
-    pub sample: Option<usize>,
-    /// Whether findings carry the figures of every token, not only those of the three places and the worst.
+    /// The positions that are filled.
+    pub positions: Positions,
+    /// Whether findings carry the figures of every token, not only those of the places and the worst.
     pub per_token: bool,
+}
+
+/// Positions to be filled. Less than all of them is a sample, and the finding says so.
+#[derive(Clone, Debug, Default)]
+pub enum Positions {
+    /// The whole context.
+    #[default]
+    All,
+    /// About as many, in three windows, each of which holds the widest function.
+    About(usize),
+    /// These, in any order.
+    These(Vec<Range<usize>>),
 }
 
 /// A deterministic walk over the vocabulary, spread so that rows differ: text is not needed to compare two programs.
@@ -63,32 +77,104 @@ fn token_ids(count: usize, vocab: usize) -> Vec<u32> {
 pub fn judge(
     subject: &Subject,
     run: &Run<'_>,
-    options: Options,
-    mut step: impl FnMut(&str),
+    options: &Options,
+    mut step: impl FnMut(),
 ) -> Result<Vec<Finding>, Error> {
-    let c = &subject.manifest.contract;
-    let source = own::source(subject)?;
-    let windows = windows(c.context, options.sample, widest(&subject.manifest.tokens));
-    let judge = Judge { subject, run, thresholds: Thresholds::of(c.weights, run.numerics), options, windows };
-    let mut hidden = source.embed(&token_ids(c.context, c.vocab))?;
-    let mut cache = source.cache();
+    let source = &own::source(subject)?;
+    let judge = Judge::new(subject, run, options)?;
+    let mut hidden = judge.embed(source)?;
     let mut findings = Vec::new();
     for (i, shard) in subject.manifest.layers.iter().enumerate() {
         let input = hidden.clone();
-        judge.reference(&source, shard.range(), &mut hidden, &mut cache)?;
-        findings.push(match Own::open(subject, &source, &shard.path, 0) {
-            Ok(own) => judge.layers(i, shard.range(), &own, &input, &hidden)?,
+        judge.reference(source, shard.range(), &mut hidden, |_, _| {})?;
+        findings.push(match Own::open(subject, source, &shard.path, 0) {
+            Ok(own) => judge.layers(&shard.path, run.engine.shard(i), shard.range(), &own, &input, &hidden)?,
             Err(fault) => judge.unreadable(&shard.path, &fault),
         });
-        step(&shard.path);
+        step();
     }
-    findings.extend(judge.head(&source, &hidden)?);
+    findings.extend(judge.head(source, &hidden)?);
     Ok(findings)
 }
 
-/// The three places of a context that every finding has figures of.
-fn places(context: usize) -> [(&'static str, usize); 3] {
-    [("first", 0), ("middle", context / 2), ("last", context - 1)]
+/// Judges chosen layers alone, each cut out of its shard and run by `runtime`; `step` is called after each layer of the model, up to the
+/// last that was chosen.
+pub fn judge_layers(
+    subject: &Subject,
+    run: &Run<'_>,
+    runtime: &dyn Runtime,
+    layers: &[Range<usize>],
+    options: &Options,
+    mut step: impl FnMut(),
+) -> Result<Vec<Finding>, Error> {
+    let count = subject.manifest.contract.layers;
+    let layers = within(layers, count, "layer", "the model's layers")?;
+    let end = layers.last().map_or(0, |range| range.end);
+    let source = &own::source(subject)?;
+    let judge = Judge::new(subject, run, options)?;
+    let mut hidden = judge.embed(source)?;
+    let mut findings = Vec::new();
+    for shard in &subject.manifest.layers {
+        // One for all layers of a shard, opened at the first that was chosen.
+        let mut own = None;
+        for layer in shard.range().take_while(|&layer| layer < end) {
+            let chosen = layers.iter().any(|range| range.contains(&layer));
+            let input = if chosen { hidden.clone() } else { Vec::new() };
+            judge.reference(source, layer..layer + 1, &mut hidden, |_, _| {})?;
+            step();
+            if !chosen {
+                continue;
+            }
+            let name = format!("{}, layer {layer}", shard.path);
+            let own = own.get_or_insert_with(|| Own::open(subject, source, &shard.path, 0));
+            let loaded = own.as_ref().map_err(ToString::to_string).and_then(|own| {
+                let program = cut::layer(&own.program, &shard.range(), layer)?;
+                Ok((own, program))
+            });
+            findings.push(match loaded {
+                Ok((own, program)) => {
+                    let model = runtime.load_program(&program).map_err(engine::Error::from)?;
+                    let part = run.engine.part(&subject.folder.join(&shard.path), model)?;
+                    judge.layers(&name, &part, layer..layer + 1, own, &input, &hidden)?
+                }
+                Err(fault) => judge.unreadable(&name, &fault),
+            });
+        }
+    }
+    Ok(findings)
+}
+
+/// What was asked for, in ascending order and without overlaps; refused where it is empty or goes beyond `count`.
+fn within(asked: &[Range<usize>], count: usize, what: &str, of: &str) -> Result<Vec<Range<usize>>, Error> {
+    let mut all = asked.to_vec();
+    all.sort_by_key(|range| range.start);
+    if let Some(wrong) = all.iter().find(|range| range.is_empty() || range.end > count) {
+        let last = wrong.end.max(1) - 1;
+        return Err(Error::Asked(format!("{what} {last} was asked for, and {of} are 0 to {}", count.max(1) - 1)));
+    }
+    let mut joined: Vec<Range<usize>> = Vec::new();
+    for range in all {
+        match joined.last_mut() {
+            Some(before) if range.start <= before.end => before.end = before.end.max(range.end),
+            _ => joined.push(range),
+        }
+    }
+    Ok(joined)
+}
+
+/// The places that every finding has figures of, and that go through `main`: the first position, the middle of the context and
+/// the last, and where positions were chosen one by one the first of each window.
+fn places(context: usize, windows: &[Range<usize>]) -> Vec<(&'static str, usize)> {
+    let named = [("first", 0), ("middle", context / 2), ("last", context - 1)];
+    let filled = named.into_iter().filter(|(_, at)| windows.iter().any(|window| window.contains(at)));
+    let mut all: Vec<(&'static str, usize)> = filled.collect();
+    for window in windows {
+        if !all.iter().any(|(_, at)| window.contains(at)) {
+            all.push(("chosen", window.start));
+        }
+    }
+    all.sort_by_key(|&(_, at)| at);
+    all
 }
 
 /// Tokens of the widest function.
@@ -96,15 +182,20 @@ fn widest(tokens: &[usize]) -> usize {
     tokens[tokens.len() - 1]
 }
 
-/// The positions that are filled: all of the context, or windows around the three places that have about `sample` together and
-/// `wide` each at least.
-fn windows(context: usize, sample: Option<usize>, wide: usize) -> Vec<Range<usize>> {
-    let each = sample.map_or(context, |n| n.div_ceil(3).max(wide));
+/// The positions that are filled: all of the context, windows around the three places that have about as many positions together and
+/// `wide` each at least, or those that were chosen.
+fn windows(context: usize, positions: &Positions, wide: usize) -> Result<Vec<Range<usize>>, Error> {
+    let whole = vec![Range { start: 0, end: context }];
+    let each = match positions {
+        Positions::All => return Ok(whole),
+        Positions::These(chosen) => return within(chosen, context, "position", "the bundle's positions"),
+        Positions::About(count) => count.div_ceil(3).max(wide),
+    };
     if each.saturating_mul(3) >= context {
-        return vec![Range { start: 0, end: context }];
+        return Ok(whole);
     }
     let middle = context / 2 - each / 2;
-    vec![0..each, middle..middle + each, context - each..context]
+    Ok(vec![0..each, middle..middle + each, context - each..context])
 }
 
 /// Blocks over `windows` with the function each goes through: T = 1 at the positions `single`, which ascend, and the widest
@@ -128,11 +219,13 @@ struct Judge<'a> {
     subject: &'a Subject,
     run: &'a Run<'a>,
     thresholds: Thresholds,
-    options: Options,
+    options: &'a Options,
+    /// Ascending. Rows are those of their positions, one after another.
     windows: Vec<Range<usize>>,
+    places: Vec<(&'static str, usize)>,
 }
 
-/// The output of one layer inside a shard at one of the three places, against the reference on the shard's own weights.
+/// The output of one layer inside a shard at one of the places, against the reference on the shard's own weights.
 #[derive(Serialize)]
 struct LayerFigures {
     layer: usize,
@@ -141,68 +234,60 @@ struct LayerFigures {
     figures: Figures,
 }
 
-impl Judge<'_> {
-    /// Runs the reference over the windows of `hidden[context, width]`, in place.
+impl<'a> Judge<'a> {
+    fn new(subject: &'a Subject, run: &'a Run<'a>, options: &'a Options) -> Result<Self, Error> {
+        let c = &subject.manifest.contract;
+        let windows = windows(c.context, &options.positions, widest(&subject.manifest.tokens))?;
+        let places = places(c.context, &windows);
+        Ok(Self { subject, run, thresholds: Thresholds::of(c.weights, run.numerics), options, windows, places })
+    }
+
+    /// Embedded rows for every position that is filled.
+    fn embed(&self, source: &reference::Model) -> Result<Vec<f32>, Error> {
+        let c = &self.subject.manifest.contract;
+        let ids = token_ids(c.context, c.vocab);
+        let filled: Vec<u32> = self.windows.iter().flat_map(|window| &ids[window.clone()]).copied().collect();
+        Ok(source.embed(&filled)?)
+    }
+
+    /// Runs the reference over `hidden`, in place and layer by layer, so that no layer's cache outlives it; `after` is told what
+    /// each leaves.
     fn reference(
         &self,
         model: &reference::Model,
         range: Range<usize>,
         hidden: &mut [f32],
-        cache: &mut reference::Cache,
+        mut after: impl FnMut(usize, &[f32]),
     ) -> Result<(), Error> {
-        let width = self.run.engine.contract().width;
-        for window in &self.windows {
-            cache.pad(window.start);
-            model.layer_range(
-                range.clone(),
-                &mut hidden[window.start * width..window.end * width],
-                cache,
-                window.start,
-            )?;
+        for layer in range {
+            model.layer_windows(layer..layer + 1, hidden, &mut model.cache(), &self.windows, None)?;
+            after(layer, hidden);
         }
         Ok(())
     }
 
-    /// The figures of each filled position, of rows `[context, width]`.
+    /// The number of a position's row.
+    fn row(&self, position: usize) -> usize {
+        let before = self.windows.iter().take_while(|window| window.start <= position);
+        before.map(|window| window.end.min(position) - window.start).sum()
+    }
+
+    /// The figures of each filled position.
     fn compare(&self, found: &[f32], expected: &[f32], width: usize) -> Vec<At> {
-        let window = |window: &Range<usize>| {
-            let span = window.start * width..window.end * width;
-            per_row(window.start, &found[span.clone()], &expected[span], width)
-        };
-        self.windows.iter().flat_map(window).collect()
+        let positions = self.windows.iter().cloned().flatten();
+        let figures = figures::rows(found, expected, width).into_iter();
+        figures.zip(positions).map(|(figures, position)| At { position, figures }).collect()
     }
 
-    /// The hidden row that each layer leaves at each of the three places, by place and layer. `cache` has seen all of `input`.
-    fn layer_rows(
-        &self,
-        own: &Own,
-        range: Range<usize>,
-        input: &[f32],
-        cache: &mut reference::Cache,
-    ) -> Result<BTreeMap<(usize, usize), Vec<f32>>, Error> {
-        let c = self.run.engine.contract();
-        let mut rows = BTreeMap::new();
-        // From the last: a run forgets what the cache holds from its position on.
-        for (_, at) in places(c.context).into_iter().rev() {
-            let mut row = input[at * c.width..(at + 1) * c.width].to_vec();
-            let mut tap = |layer: usize, stage: Stage, hidden: &[f32]| {
-                if stage == Stage::Hidden {
-                    rows.insert((at, layer), hidden.to_vec());
-                }
-            };
-            own.model.layer_range_tapped(range.clone(), &mut row, cache, at, Some(&mut tap))?;
-        }
-        Ok(rows)
-    }
-
-    fn unreadable(&self, path: &str, fault: &Error) -> Finding {
+    fn unreadable(&self, path: &str, fault: &impl fmt::Display) -> Finding {
         self.subject.finding(NAME, path, Verdict::Failed, &self.run.measured_on, fault.to_string())
     }
 
-    /// One layer shard over `input`, whose outputs on the source's weights are `cost`.
+    /// Layers `range` of `shard` over `input`, whose outputs on the source's weights are `cost`; `name` is what the finding calls them.
     fn layers(
         &self,
-        shard: usize,
+        name: &str,
+        shard: &Shard,
         range: Range<usize>,
         own: &Own,
         input: &[f32],
@@ -210,24 +295,29 @@ impl Judge<'_> {
     ) -> Result<Finding, Error> {
         let c = self.run.engine.contract();
         let (width, tokens) = (c.width, &self.run.engine.manifest().tokens);
-        let (mut tight, mut cache) = (input.to_vec(), own.model.cache());
-        self.reference(&own.model, range.clone(), &mut tight, &mut cache)?;
-        let layer_rows = self.layer_rows(own, range.clone(), input, &mut cache)?;
-        let single = places(c.context).map(|(_, at)| at);
+        let mut tight = input.to_vec();
+        let mut layer_rows = BTreeMap::new();
+        self.reference(&own.model, range.clone(), &mut tight, |layer, hidden| {
+            for &(_, at) in &self.places {
+                let row = self.row(at);
+                layer_rows.insert((at, layer), hidden[row * width..(row + 1) * width].to_vec());
+            }
+        })?;
+        let single: Vec<usize> = self.places.iter().map(|&(_, at)| at).collect();
         let mut passes = vec![("T = 1 at first, middle, last", blocks(&self.windows, &single, tokens))];
         if tokens.len() > 1 {
             passes.push(("T = N throughout", blocks(&self.windows, &[], tokens)));
         }
         let mut compared = Vec::new();
         let mut layers = Vec::new();
-        for (name, blocks) in &passes {
-            let mut state = self.run.used_state(shard, input)?;
-            let mut found = vec![0.0; input.len()];
+        for (pass, blocks) in &passes {
+            let mut state = self.run.used_state(shard, input, &self.windows[0])?;
+            let mut found = Vec::with_capacity(input.len());
             for (block, function) in blocks {
                 // The first pass goes through `main` at each place.
-                let place = places(c.context).into_iter().find(|(_, at)| compared.is_empty() && *at == block.start);
+                let place = self.places.iter().find(|(_, at)| compared.is_empty() && *at == block.start);
                 let mut watch = |value: &str, tensor: &Tensor| {
-                    let Some((place, position)) = place else { return };
+                    let Some(&(place, position)) = place else { return };
                     let Some(part) = Counterpart::of(value, width, range.end, c) else { return };
                     let Some(expected) = layer_rows.get(&(position, part.layer)) else { return };
                     if part.stage != Stage::Hidden {
@@ -237,19 +327,16 @@ impl Judge<'_> {
                     let figures = rows.iter().flatten().map(|(found, expected)| Figures::of(found, expected));
                     layers.extend(figures.map(|figures| LayerFigures { layer: part.layer, place, position, figures }));
                 };
-                let span = block.start * width..block.end * width;
                 let watch: Option<&mut Watch<'_>> = if place.is_some() { Some(&mut watch) } else { None };
-                let rows = &input[span.clone()];
-                let out = self.run.engine.run_shard(shard, *function, rows, block.start, &mut state, watch)?;
-                found[span].copy_from_slice(&out);
+                let rows = &input[found.len()..found.len() + block.len() * width];
+                found.extend(self.run.engine.run(shard, *function, rows, block.start, &mut state, watch)?);
             }
             compared.push(Comparison {
-                pass: name,
+                pass,
                 tight: self.compare(&found, &tight, width),
                 cost: self.compare(&found, cost, width),
             });
         }
-        let path = &self.subject.manifest.layers[shard].path;
         let place = || {
             for ((_, blocks), comparison) in passes.iter().zip(&compared) {
                 let Some(at) = comparison.program_fails(&self.thresholds) else { continue };
@@ -262,7 +349,7 @@ impl Judge<'_> {
             }
             Ok::<_, Error>(None)
         };
-        let mut finding = self.finding(path, &compared, place)?;
+        let mut finding = self.finding(name, &compared, place)?;
         finding.figures["layer_by_layer"] = json!(layers);
         Ok(finding)
     }
@@ -285,7 +372,7 @@ impl Judge<'_> {
             };
             let part: Vec<f32> = found.chunks_exact(c.vocab).flat_map(|row| &row[range.clone()]).copied().collect();
             let (tight, cost) = (own.model.head_rows(rows, range.clone())?, source.head_rows(rows, range.clone())?);
-            let (tight, cost) = (per_row(0, &part, &tight, range.len()), per_row(0, &part, &cost, range.len()));
+            let (tight, cost) = (self.compare(&part, &tight, range.len()), self.compare(&part, &cost, range.len()));
             let comparison = Comparison { pass: "head", tight, cost };
             findings.push(self.finding(&slice.path, &[comparison], || Ok(None))?);
         }
@@ -302,9 +389,11 @@ impl Judge<'_> {
         let tight = figures::worst_of(compared.iter().flat_map(|c| &c.tight).map(|at| at.figures));
         let cost = figures::worst_of(compared.iter().flat_map(|c| &c.cost).map(|at| at.figures));
         let n = compared[0].tight.len();
-        let sample = match self.windows.len() {
-            1 => String::new(),
-            _ => "; a sample: zeros in the cache between first, middle and last positions".to_owned(),
+        let (filled, context) =
+            (self.windows.iter().map(Range::len).sum::<usize>(), self.run.engine.contract().context);
+        let sample = match filled < context {
+            true => format!("; a sample: {filled} of {context} positions, zeros in the cache for the others"),
+            false => String::new(),
         };
         let summary = format!(
             "program: cosine {:.7}, relative rmse {:.1e}; with quantisation: cosine {:.6}, relative rmse {:.1e}{sample}",
@@ -330,7 +419,7 @@ impl Judge<'_> {
             "tokens": n,
             "tight": {"bounds": self.thresholds.tight, "worst": tight},
             "cost": {"bounds": self.thresholds.cost, "worst": cost},
-            "passes": compared.iter().map(|c| c.json(self.options.per_token)).collect::<Vec<_>>(),
+            "passes": compared.iter().map(|c| c.json(&self.places, self.options.per_token)).collect::<Vec<_>>(),
             "divergence": divergence,
         });
         Ok(finding)
@@ -343,12 +432,6 @@ struct At {
     position: usize,
     #[serde(flatten)]
     figures: Figures,
-}
-
-/// Figures of rows that lie one after another from position `first`.
-fn per_row(first: usize, found: &[f32], expected: &[f32], width: usize) -> Vec<At> {
-    let rows = figures::rows(found, expected, width).into_iter();
-    rows.zip(first..).map(|(figures, position)| At { position, figures }).collect()
 }
 
 /// One pass over the rows, and what two references say of each.
@@ -373,13 +456,11 @@ impl Comparison {
         Self::first_out(&self.cost, &thresholds.cost)
     }
 
-    fn json(&self, per_token: bool) -> Value {
-        let context = self.tight[self.tight.len() - 1].position + 1;
+    fn json(&self, places: &[(&str, usize)], per_token: bool) -> Value {
         let at = |all: &[At]| {
-            places(context).map(|(name, position)| {
-                let figures = all.iter().find(|at| at.position == position).map(|at| at.figures);
-                json!({"place": name, "position": position, "figures": figures})
-            })
+            let figures = |position| all.iter().find(|at| at.position == position).map(|at| at.figures);
+            let place = |&(name, position)| json!({"place": name, "position": position, "figures": figures(position)});
+            places.iter().map(place).collect::<Vec<_>>()
         };
         let mut value = json!({"pass": self.pass, "tight": at(&self.tight), "cost": at(&self.cost)});
         if per_token {

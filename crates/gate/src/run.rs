@@ -1,6 +1,8 @@
 //! What a gate runs: a loaded bundle, and on what.
 
-use anemone_chat::{Engine, engine};
+use std::ops::Range;
+
+use anemone_chat::engine::{self, Engine, Shard};
 use anemone_exec::{Numerics, State};
 use anemone_reference as reference;
 
@@ -23,6 +25,9 @@ pub enum Error {
     /// The source cannot be run.
     #[error(transparent)]
     Reference(#[from] reference::Error),
+    /// The request does not fit the bundle.
+    #[error("{0}")]
+    Asked(String),
     /// A package cannot be compared with the source.
     #[error("{package}: {reason}")]
     Package {
@@ -34,19 +39,19 @@ pub enum Error {
 }
 
 impl Run<'_> {
-    /// A state of layer shard `shard` whose first rows hold something else: another's tokens, or a draft that was dropped.
-    /// Writing over them has to leave nothing of it.
-    pub(crate) fn used_state(&self, shard: usize, rows: &[f32]) -> Result<State, Error> {
-        let mut state = self.engine.shard_state(shard)?;
-        let width = self.engine.contract().width;
-        let (block, function) = self.blocks(rows.len() / width, false)[0].clone();
-        let other: Vec<f32> = rows[..block.end * width].iter().map(|v| -v).collect();
-        self.engine.run_shard(shard, function, &other, 0, &mut state, None)?;
+    /// A state of a layer shard in which the first of `positions` hold something else: another's tokens, or a draft that was
+    /// dropped. Writing `rows`, which stand there, has to leave nothing of it.
+    pub(crate) fn used_state(&self, shard: &Shard, rows: &[f32], positions: &Range<usize>) -> Result<State, Error> {
+        let mut state = shard.new_state()?;
+        let (width, tokens) = (self.engine.contract().width, &self.engine.manifest().tokens);
+        let function = tokens.len() - 1;
+        let other: Vec<f32> = rows[..positions.len().min(tokens[function]) * width].iter().map(|v| -v).collect();
+        self.engine.run(shard, function, &other, positions.start, &mut state, None)?;
         Ok(state)
     }
 
     /// Blocks of at most `tokens` over `0..n`, each with its function: the widest, or `main` for every token.
-    pub(crate) fn blocks(&self, n: usize, single: bool) -> Vec<(std::ops::Range<usize>, usize)> {
+    pub(crate) fn blocks(&self, n: usize, single: bool) -> Vec<(Range<usize>, usize)> {
         let tokens = &self.engine.manifest().tokens;
         let function = if single { 0 } else { tokens.len() - 1 };
         let width = tokens[function];

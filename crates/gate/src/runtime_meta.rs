@@ -115,10 +115,11 @@ pub fn unproven(manifest: &Manifest, findings: &[Finding]) -> Vec<String> {
     if !findings.iter().any(|f| f.gate == stack_golden::NAME && f.verdict == Verdict::Passed) {
         missing.push(format!("gate {}, a prompt: not passed on this bundle", stack_golden::NAME));
     }
-    // Any other gate that ran and failed counts against it too.
+    // Any other gate that ran and failed counts against it too, and so does a layer that failed by itself.
     let others = findings.iter().filter(|f| f.verdict == Verdict::Failed);
     let asked = [contract::NAME, compile::NAME, range_golden::NAME, weights::NAME];
-    let others = others.filter(|f| !asked.contains(&f.gate.as_str()));
+    let whole = |part: &str| contract_parts.iter().chain(&stored).any(|known| *known == part);
+    let others = others.filter(|f| !(asked.contains(&f.gate.as_str()) && whole(&f.subject)));
     missing.extend(others.map(|f| format!("gate {}, {}: failed", f.gate, f.subject)));
     missing
 }

@@ -2,8 +2,8 @@
 //!
 //! The tight comparison runs the reference on exactly the numbers the shard holds, so that what remains is the program. The
 //! weights are found by following each convolution of the package back to its constant; the convolution's name says which
-//! projection it is. A projection is decoded when it is asked for and only the last one is kept: a shard of twenty layers in
-//! f32 would not fit where its int8 form does.
+//! projection it is. Rows are decoded as they are asked for: a shard of twenty layers in f32 would not fit where its int8 form does.
+//! In an encoding whose rows cannot be told apart the whole matrix is decoded, and the last one kept.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -180,8 +180,12 @@ impl Weights for ShardWeights {
         if columns != out.len() {
             return Err(missing());
         }
-        let matrix = self.matrix(place.matrix).map_err(fault)?;
         let start = (place.first + own) * columns;
+        let source = self.program.definition(self.function, self.stored[place.matrix].weight);
+        if source.is_some_and(|op| decode::elements(&self.program.call(self.function, op), start, out)) {
+            return Ok(());
+        }
+        let matrix = self.matrix(place.matrix).map_err(fault)?;
         out.copy_from_slice(&matrix[start..start + columns]);
         Ok(())
     }

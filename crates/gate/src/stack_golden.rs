@@ -35,15 +35,15 @@ pub fn judge(
     max_tokens: usize,
     mut step: impl FnMut(&str),
 ) -> Result<Vec<Finding>, Error> {
-    let source = own::source(subject)?;
-    let own = match Chain::open(subject, &source) {
+    let source = &own::source(subject)?;
+    let own = match Chain::open(subject, source) {
         Ok(own) => own,
         Err(fault) => {
             return Ok(vec![subject.finding(NAME, "bundle", Verdict::Failed, &run.measured_on, fault.to_string())]);
         }
     };
     let thresholds = Thresholds::of(subject.manifest.contract.weights, run.numerics);
-    let judge = Judge { subject, run, source: &source, own, thresholds };
+    let judge = Judge { subject, run, source, own, thresholds };
     let mut findings = Vec::new();
     for prompt in prompts {
         findings.push(judge.prompt(prompt, max_tokens)?);
@@ -275,7 +275,9 @@ impl Judge<'_> {
         blocks.extend((prompt..n).map(|at| (at..at + 1, 0)));
         for (i, (own, shard)) in self.own.layers.iter().zip(&self.subject.manifest.layers).enumerate() {
             let bounds = &self.thresholds.inside();
-            if let Some(found) = bisect::locate(self.run, own, i, shard.range(), &hidden[i], &blocks, bounds)? {
+            if let Some(found) =
+                bisect::locate(self.run, own, self.run.engine.shard(i), shard.range(), &hidden[i], &blocks, bounds)?
+            {
                 return Ok((format!("{}: {found}", shard.path), json!(found)));
             }
         }

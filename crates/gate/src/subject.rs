@@ -1,10 +1,11 @@
 //! What is judged: a bundle, and the source it claims to come from.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use anemone_bundle::{Manifest, manifest};
 use anemone_gguf::Gguf;
+use anemone_reference as reference;
 use serde_json::Value;
 
 use crate::verdict::{Finding, TOOL, Verdict};
@@ -18,6 +19,8 @@ pub struct Subject {
     /// The source.
     pub source: Arc<Gguf>,
     hash: String,
+    /// The reference on the source: [`own::source`](crate::own::source).
+    pub(crate) reference: OnceLock<Arc<reference::Model>>,
 }
 
 impl Subject {
@@ -25,7 +28,7 @@ impl Subject {
     pub fn open(folder: &Path, source: Arc<Gguf>) -> Result<Self, manifest::Error> {
         let manifest = Manifest::open(folder)?;
         let hash = manifest.hash();
-        Ok(Self { folder: folder.to_owned(), manifest, source, hash })
+        Ok(Self { folder: folder.to_owned(), manifest, source, hash, reference: OnceLock::new() })
     }
 
     /// Paths of all packages with the role each must state, layer shards first.

@@ -31,16 +31,16 @@ const BATCH: u32 = 1024;
 
 /// Judges every package, then the embedding table. Only the table needs the loaded bundle; nothing is run.
 pub fn judge(subject: &Subject, run: &Run<'_>) -> Result<Vec<Finding>, Error> {
-    let source = own::source(subject)?;
+    let source = &own::source(subject)?;
     let mut findings = Vec::new();
     for (shard, first_row) in
         subject.manifest.layers.iter().map(|s| (s, 0)).chain(subject.manifest.head.iter().map(|s| (s, s.start)))
     {
-        let worst = Own::open(subject, &source, &shard.path, first_row)
-            .and_then(|own| package(&own, &source, subject.manifest.contract.weights, first_row));
+        let worst = Own::open(subject, source, &shard.path, first_row)
+            .and_then(|own| package(&own, source, subject.manifest.contract.weights, first_row));
         findings.push(finding(subject, &shard.path, worst));
     }
-    findings.push(finding(subject, anemone_bundle::layout::EMBEDDING, embedding(&source, run)));
+    findings.push(finding(subject, anemone_bundle::layout::EMBEDDING, embedding(source, run)));
     Ok(findings)
 }
 

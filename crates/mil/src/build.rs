@@ -383,6 +383,48 @@ fn feature(name: &str, ty: &TensorType) -> Feature {
     }
 }
 
+/// Ops of a function as a function of their own: `entering` are the values and states that they take from outside, `leaving` the
+/// values that others take of them.
+///
+/// # Panics
+/// If the ops take a value that neither enters nor is theirs: that is a bug of the caller, never of an input.
+pub fn part(
+    function: &Function,
+    name: &str,
+    ops: &BTreeSet<usize>,
+    entering: &[ValueId],
+    leaving: &[ValueId],
+) -> Function {
+    let mut values: Vec<Value> = Vec::new();
+    let mut number: BTreeMap<ValueId, ValueId> = BTreeMap::new();
+    let made = ops.iter().flat_map(|&op| function.ops[op].outputs.iter().copied());
+    for id in entering.iter().copied().chain(made) {
+        number.insert(id, ValueId(values.len() as u32));
+        values.push(function.value(id).clone());
+    }
+    let body = ops.iter().map(|&op| {
+        let mut op = function.ops[op].clone();
+        op.outputs.iter_mut().for_each(|id| *id = number[id]);
+        for arg in op.inputs.values_mut().flatten() {
+            if let Arg::Value(id) = arg {
+                *id = number[id];
+            }
+        }
+        op
+    });
+    let mut part = Function {
+        name: name.to_owned(),
+        opset: function.opset.clone(),
+        ops: body.collect(),
+        inputs: entering.iter().map(|id| number[id]).collect(),
+        outputs: leaving.iter().map(|id| number[id]).collect(),
+        values,
+        interface: Interface::default(),
+    };
+    part.interface = derive_interface(&part);
+    part
+}
+
 /// A program of these functions: a single `main`, or the multifunction form. The first function is the default one.
 pub fn program(mut functions: Vec<Function>, metadata: BTreeMap<String, String>) -> Program {
     let default_function = functions.first().map(|f| f.name.clone()).unwrap_or_default();

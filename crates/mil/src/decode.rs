@@ -5,6 +5,8 @@
 //! type after each operation is all the arithmetic there is. A product of two fp16 numbers is exact in f32, hence
 //! `scale * (data - offset)` here is what fp16 arithmetic gives.
 
+use half::slice::HalfFloatSliceExt;
+
 use crate::ir::{Arg, Dim, Dtype, Literal, TensorType, ValueId};
 use crate::ops::{self, Call, Opset, Scope, TypeError};
 
@@ -71,6 +73,54 @@ pub fn literal(lit: &Literal) -> Result<Dense, DecodeError> {
         return Err(fail());
     }
     Ok(Dense { ty, values })
+}
+
+/// Writes the elements of a `const` or `constexpr` op's one result from `start` on into `out`, without decoding the others. So read
+/// fp16, and int8 with an fp16 scale for the tensor or for each slice of its first dimension, which is how nearly all weights are
+/// stored; `false`, with nothing written, where this one is stored in another way or has fewer elements.
+pub fn elements(call: &Call<'_>, start: usize, out: &mut [f32]) -> bool {
+    let end = start.checked_add(out.len());
+    let part = |literal: &'_ Literal, dtype: Dtype| {
+        let n = literal.tensor_type().filter(|ty| ty.dtype == dtype)?.elements()?;
+        end.filter(|&end| end <= n).map(|_| n)
+    };
+    match call.spec().name {
+        "const" => {
+            let Some(literal) = call.op().attributes.get("val") else { return false };
+            let Some((bytes, _)) = literal.bytes().zip(part(literal, Dtype::F16)) else { return false };
+            let halves = bytes[2 * start..].chunks_exact(2).map(|b| half::f16::from_le_bytes([b[0], b[1]]).to_f32());
+            out.iter_mut().zip(halves).for_each(|(out, v)| *out = v);
+            true
+        }
+        "constexpr_blockwise_shift_scale" if !call.has("offset") => {
+            let Some((data, scale)) = call.literal("data").zip(call.literal("scale")) else { return false };
+            let Some((bytes, n)) = data.bytes().zip(part(data, Dtype::I8)) else { return false };
+            let shape = scale.tensor_type().filter(|ty| ty.dtype == Dtype::F16).map(sizes).unwrap_or_default();
+            let by_slice = shape.iter().skip(1).all(|&d| d == 1);
+            let (Some(scales), Some(&count)) = (scale.bytes(), shape.first()) else { return false };
+            if !by_slice || count == 0 || n % count != 0 || scales.len() != 2 * count {
+                return false;
+            }
+            let (mut at, mut rest, each) = (start, out, n / count);
+            while !rest.is_empty() {
+                let (now, later) = rest.split_at_mut(rest.len().min(each - at % each));
+                let scale = half::f16::from_le_bytes([scales[2 * (at / each)], scales[2 * (at / each) + 1]]).to_f32();
+                for (out, &q) in now.iter_mut().zip(&bytes[at..]) {
+                    *out = f32::from(q as i8) * scale;
+                }
+                // A product of two numbers in fp16 is exact in f32 and so rounded once.
+                let mut halves = [half::f16::ZERO; 256];
+                for out in now.chunks_mut(halves.len()) {
+                    let halves = &mut halves[..out.len()];
+                    halves.convert_from_f32_slice(out);
+                    halves.convert_to_f32_slice(out);
+                }
+                (at, rest) = (at + now.len(), later);
+            }
+            true
+        }
+        _ => false,
+    }
 }
 
 fn value_at(scope: Scope<'_>, id: ValueId, opset: Opset, depth: usize) -> Result<Dense, DecodeError> {

@@ -1,6 +1,6 @@
 //! Compressed weights, against values worked out by hand from the definitions.
 
-use anemone_mil::decode::results;
+use anemone_mil::decode::{elements, results};
 use anemone_mil::text::parse;
 use anemone_mil::{Valid, validate_foreign};
 
@@ -172,4 +172,34 @@ fn a_small_file_cannot_ask_for_more_memory_than_there_is() {
     );
     let (valid, _) = validate_foreign(parse(&text).unwrap()).unwrap();
     assert!(results(&valid.call(0, 0)).unwrap_err().to_string().contains("at most"));
+}
+
+/// What reads some elements of a weight alone agrees with what decodes all of it, at every place and across scales.
+#[test]
+fn some_elements_are_those_of_the_whole() {
+    let list = |n: usize, f: &dyn Fn(usize) -> String| (0..n).map(f).collect::<Vec<_>>().join(", ");
+    let int8 = |i: usize| ((i * 89 + 131) as u8 as i8).to_string();
+    let scales = ["0.1", "65504.0", "0.00001", "0.0", "-0.3", "0.00000006", "1.5"];
+    let data = format!("int8[7, 3, 1](127, -128, 0, {})", list(18, &int8));
+    let scaled = |scale: &str| format!("constexpr_blockwise_shift_scale(data={data}, scale={scale}) {{name=\"w\"}}");
+    let per_slice = scaled(&format!("fp16[7, 1, 1]({})", scales.join(", ")));
+    let whole = scaled("fp16[1, 1, 1](0.0123)");
+    let halves = format!("const() {{val=fp16[7, 3, 1]({}), name=\"w\"}}", list(21, &|i| format!("{}.3", i * 7)));
+    for line in [per_slice, whole, halves] {
+        let valid = op(9, "CoreML8", &line, &[("w", "fp16[7, 3, 1]")]);
+        let call = valid.call(0, 0);
+        let all = results(&call).unwrap().remove(0).values;
+        for start in 0..=21 {
+            for end in start..=21 {
+                let mut some = vec![f32::NAN; end - start];
+                assert!(elements(&call, start, &mut some), "{line}");
+                let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&some), bits(&all[start..end]), "{start}..{end} of {line}");
+            }
+        }
+        assert!(!elements(&call, 20, &mut [0.0; 2]) && !elements(&call, usize::MAX, &mut [0.0; 2]), "beyond the end");
+    }
+    let columns = scaled("fp16[1, 3, 1](0.1, 0.2, 0.3)");
+    let valid = op(9, "CoreML8", &columns, &[("w", "fp16[7, 3, 1]")]);
+    assert!(!elements(&valid.call(0, 0), 0, &mut [0.0; 1]), "a scale for each column is not what is read so");
 }

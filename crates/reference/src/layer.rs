@@ -5,12 +5,12 @@
 //! y = h + Wdown (silu(Wgate n2(h)) * (Wup n2(h)))
 //! ```
 
-use std::collections::BTreeMap;
+use std::ops::Range;
 
-use crate::math::{Linear, dot, rms_norm, silu, softmax};
-use crate::model::LayerCache;
+use crate::math::{dot, rms_norm, silu, softmax};
+use crate::model::{LayerCache, Model};
 use crate::stage::LayerTap;
-use crate::weights::{Part, Size, Weight, Weights};
+use crate::weights::Part;
 use crate::{Error, Hyperparameters, Rope, Stage, Variant};
 
 /// What a layer needs to know besides its weights.
@@ -20,126 +20,88 @@ pub(crate) struct Terms<'a> {
     pub variant: &'a Variant,
 }
 
-/// A layer's weights in f32.
-#[derive(Debug)]
-pub(crate) struct Layer {
-    attention_norm: Vec<f32>,
-    query: Linear,
-    key: Linear,
-    value: Linear,
-    output: Linear,
-    ffn_norm: Vec<f32>,
-    gate: Linear,
-    up: Linear,
-    down: Linear,
-}
-
-/// Reads rows `rows` of a matrix.
-pub(crate) fn load_rows(
-    weights: &dyn Weights,
-    weight: Weight,
-    rows: std::ops::Range<usize>,
-    cols: usize,
-) -> Result<Vec<f32>, Error> {
-    let mut out = vec![0.0; rows.len() * cols];
-    for (row, out) in rows.zip(out.chunks_exact_mut(cols)) {
-        weights.row(weight, row, out)?;
+/// Replaces `hidden`, `[n, width]`, by the output of layer `layer`. The rows stand in `windows` of positions, which ascend, and the
+/// first of which begins where `cache` ends; their keys and values are appended to it, and zeros for positions between windows.
+/// `tap`, where there is one, is told every stage. Each matrix is asked of the model where it is used, so that one at a time is
+/// enough.
+pub(crate) fn run(
+    model: &Model,
+    layer: usize,
+    hidden: &mut [f32],
+    cache: &mut LayerCache,
+    windows: &[Range<usize>],
+    mut tap: Option<&mut LayerTap<'_>>,
+) -> Result<(), Error> {
+    let terms = &model.terms();
+    let Terms { hyper: h, rope, variant } = *terms;
+    let positions = || windows.iter().cloned().flatten();
+    // Only for who asks: over a long context they are larger than anything else here.
+    let mut attention = tap.is_some().then(Attention::default);
+    let mut tell = |stage, rows: &[f32]| {
+        if let Some(tap) = tap.as_mut() {
+            tap(stage, rows);
+        }
+    };
+    let linear = |part, bias, x: &[f32]| Ok::<_, Error>(model.linear(layer, part, bias)?.apply(x));
+    let normed = norm(hidden, &model.vector(layer, Part::AttentionNorm)?, terms);
+    tell(Stage::AttentionNorm, &normed);
+    let mut queries = linear(Part::Query, Part::QueryBias, &normed)?;
+    let mut keys = linear(Part::Key, Part::KeyBias, &normed)?;
+    let values = linear(Part::Value, Part::ValueBias, &normed)?;
+    tell(Stage::Query, &queries);
+    tell(Stage::Key, &keys);
+    tell(Stage::Value, &values);
+    for (row, position) in queries.chunks_exact_mut(h.q_rows()).zip(positions()) {
+        rope.turn(row, h.head_dim, position);
     }
-    Ok(out)
-}
-
-impl Layer {
-    pub fn load(weights: &dyn Weights, sizes: &BTreeMap<Weight, Size>, n: usize) -> Result<Layer, Error> {
-        let size = |part| sizes[&Weight::Layer(n, part)];
-        let load = |part| load_rows(weights, Weight::Layer(n, part), 0..size(part).rows, size(part).cols);
-        let linear = |part, bias| -> Result<Linear, Error> {
-            let Size { rows, cols } = size(part);
-            let bias = if sizes.contains_key(&Weight::Layer(n, bias)) { Some(load(bias)?) } else { None };
-            Ok(Linear { rows, cols, weight: load(part)?, bias })
-        };
-        Ok(Layer {
-            attention_norm: load(Part::AttentionNorm)?,
-            query: linear(Part::Query, Part::QueryBias)?,
-            key: linear(Part::Key, Part::KeyBias)?,
-            value: linear(Part::Value, Part::ValueBias)?,
-            output: linear(Part::Output, Part::OutputBias)?,
-            ffn_norm: load(Part::FfnNorm)?,
-            gate: linear(Part::Gate, Part::GateBias)?,
-            up: linear(Part::Up, Part::UpBias)?,
-            down: linear(Part::Down, Part::DownBias)?,
-        })
+    for (row, position) in keys.chunks_exact_mut(h.kv_rows()).zip(positions()) {
+        rope.turn(row, h.head_dim, position);
     }
-
-    /// Replaces `hidden`, `[n, width]`, by the layer's output. The rows stand at positions `position..`, which is where
-    /// `cache` ends; their keys and values are appended to it. `tap`, where there is one, is told every stage.
-    pub fn run(
-        &self,
-        terms: &Terms<'_>,
-        hidden: &mut [f32],
-        cache: &mut LayerCache,
-        position: usize,
-        mut tap: Option<&mut LayerTap<'_>>,
-    ) {
-        let Terms { hyper: h, rope, variant } = *terms;
-        // Only for who asks: over a long context they are larger than anything else here.
-        let mut attention = tap.is_some().then(Attention::default);
-        let mut tell = |stage, rows: &[f32]| {
-            if let Some(tap) = tap.as_mut() {
-                tap(stage, rows);
-            }
-        };
-        let normed = norm(hidden, &self.attention_norm, terms);
-        tell(Stage::AttentionNorm, &normed);
-        let mut queries = self.query.apply(&normed);
-        let mut keys = self.key.apply(&normed);
-        let values = self.value.apply(&normed);
-        tell(Stage::Query, &queries);
-        tell(Stage::Key, &keys);
-        tell(Stage::Value, &values);
-        for (i, row) in queries.chunks_exact_mut(h.q_rows()).enumerate() {
-            rope.turn(row, h.head_dim, position + i);
+    tell(Stage::TurnedQuery, &queries);
+    tell(Stage::TurnedKey, &keys);
+    let mut row = 0;
+    for window in windows {
+        let rows = row * h.kv_rows()..(row + window.len()) * h.kv_rows();
+        for (cached, new) in [(&mut cache.keys, &keys), (&mut cache.values, &values)] {
+            cached.resize(window.start * h.kv_rows(), 0.0);
+            cached.extend_from_slice(&new[rows.clone()]);
         }
-        for (i, row) in keys.chunks_exact_mut(h.kv_rows()).enumerate() {
-            rope.turn(row, h.head_dim, position + i);
-        }
-        tell(Stage::TurnedQuery, &queries);
-        tell(Stage::TurnedKey, &keys);
-        cache.keys.extend_from_slice(&keys);
-        cache.values.extend(values);
-        tell(Stage::CachedKeys, &cache.keys);
-        tell(Stage::CachedValues, &cache.values);
-
-        let mut attended = vec![0.0; queries.len()];
-        let rows = queries.chunks_exact(h.q_rows()).zip(attended.chunks_exact_mut(h.q_rows()));
-        let positions = position + rows.len();
-        for (i, (queries, out)) in rows.enumerate() {
-            attend(terms, queries, cache, position + i + 1, out, positions, attention.as_mut());
-        }
-        if let Some(Attention { scores, weights }) = &attention {
-            tell(Stage::Scores, scores);
-            tell(Stage::Weights, weights);
-        }
-        tell(Stage::Mixed, &attended);
-        let update = self.output.apply(&attended);
-        tell(Stage::AttentionOutput, &update);
-        add(hidden, &update);
-        tell(Stage::Attended, hidden);
-
-        let normed = norm(hidden, &self.ffn_norm, terms);
-        tell(Stage::FfnNorm, &normed);
-        let mut inner = self.gate.apply(&normed);
-        let up = self.up.apply(&normed);
-        tell(Stage::Gate, &inner);
-        tell(Stage::Up, &up);
-        for (gate, up) in inner.iter_mut().zip(&up) {
-            *gate = if variant.gate_is_up { *gate * silu(*up) } else { silu(*gate) * up };
-        }
-        tell(Stage::Gated, &inner);
-        let update = self.down.apply(&inner);
-        tell(Stage::Down, &update);
-        add(hidden, &update);
-        tell(Stage::Hidden, hidden);
+        row += window.len();
     }
+    tell(Stage::CachedKeys, &cache.keys);
+    tell(Stage::CachedValues, &cache.values);
+
+    let mut attended = vec![0.0; queries.len()];
+    let rows = queries.chunks_exact(h.q_rows()).zip(attended.chunks_exact_mut(h.q_rows()));
+    let end = windows.last().map_or(0, |window| window.end);
+    for ((queries, out), position) in rows.zip(positions()) {
+        attend(terms, queries, cache, position + 1, out, end, attention.as_mut());
+    }
+    if let Some(Attention { scores, weights }) = &attention {
+        tell(Stage::Scores, scores);
+        tell(Stage::Weights, weights);
+    }
+    tell(Stage::Mixed, &attended);
+    let update = linear(Part::Output, Part::OutputBias, &attended)?;
+    tell(Stage::AttentionOutput, &update);
+    add(hidden, &update);
+    tell(Stage::Attended, hidden);
+
+    let normed = norm(hidden, &model.vector(layer, Part::FfnNorm)?, terms);
+    tell(Stage::FfnNorm, &normed);
+    let mut inner = linear(Part::Gate, Part::GateBias, &normed)?;
+    let up = linear(Part::Up, Part::UpBias, &normed)?;
+    tell(Stage::Gate, &inner);
+    tell(Stage::Up, &up);
+    for (gate, up) in inner.iter_mut().zip(&up) {
+        *gate = if variant.gate_is_up { *gate * silu(*up) } else { silu(*gate) * up };
+    }
+    tell(Stage::Gated, &inner);
+    let update = linear(Part::Down, Part::DownBias, &inner)?;
+    tell(Stage::Down, &update);
+    add(hidden, &update);
+    tell(Stage::Hidden, hidden);
+    Ok(())
 }
 
 /// Scores and weights of a call, `[n, heads, positions]`.

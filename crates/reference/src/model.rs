@@ -2,13 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::slice;
 use std::sync::{Arc, OnceLock};
 
 use anemone_gguf::Gguf;
 
-use crate::layer::{Layer, Terms, load_rows, norm};
+use crate::layer::{self, Terms, norm};
 use crate::math::Linear;
-use crate::weights::{Size, Source};
+use crate::weights::{Part, Size, Source, load_rows};
 use crate::{Error, FactorSet, Form, Hyperparameters, Hypothesis, Pairing, Rope, Stage, Tap, Variant, Weight, Weights};
 
 /// What the caller decides.
@@ -17,7 +18,7 @@ pub struct Options {
     /// Positions that may be used. It also chooses between longrope's factors, so it has to be the context that the
     /// other side of a comparison was built for.
     pub context: usize,
-    /// Whether dequantised weights stay in memory, four bytes each. Without, every call dequantises what it uses.
+    /// Whether dequantised weights stay in memory, four bytes each. Without, every call dequantises what it uses, a matrix at a time.
     pub keep_weights: bool,
 }
 
@@ -37,8 +38,8 @@ pub struct Model {
     weights: Arc<dyn Weights>,
     sizes: BTreeMap<Weight, Size>,
     options: Options,
-    layers: Vec<OnceLock<Arc<Layer>>>,
-    head: OnceLock<Arc<Linear>>,
+    /// Those that stay, by their weight.
+    kept: BTreeMap<Weight, OnceLock<Arc<Linear>>>,
 }
 
 /// Keys and values of the positions seen so far, for each layer.
@@ -69,16 +70,6 @@ impl Cache {
     /// The values of layer `layer`, `[positions, kv_heads * head_dim]`.
     pub fn values(&self, layer: usize) -> &[f32] {
         self.layers.get(layer).map_or(&[], |cache| &cache.values)
-    }
-
-    /// Has every layer see zeros up to `positions`, where it has seen less: what a runtime's fresh state holds, for who looks at a
-    /// position without what came before it.
-    pub fn pad(&mut self, positions: usize) {
-        let len = positions.saturating_mul(self.kv_rows);
-        for cache in &mut self.layers {
-            cache.keys.resize(cache.keys.len().max(len), 0.0);
-            cache.values.resize(cache.values.len().max(len), 0.0);
-        }
     }
 
     /// Forgets all positions from `positions` on.
@@ -119,18 +110,12 @@ impl Model {
         sizes: BTreeMap<Weight, Size>,
         options: Options,
     ) -> Model {
-        let layers = (0..hyper.layers).map(|_| OnceLock::new()).collect();
-        Model {
-            hyper,
-            rope,
-            other_factors: None,
-            variant: Variant::DECLARED,
-            weights,
-            sizes,
-            options,
-            layers,
-            head: OnceLock::new(),
-        }
+        let kept = if options.keep_weights {
+            sizes.keys().map(|&weight| (weight, OnceLock::new())).collect()
+        } else {
+            BTreeMap::new()
+        };
+        Model { hyper, rope, other_factors: None, variant: Variant::DECLARED, weights, sizes, options, kept }
     }
 
     /// The same model on other weights. It asks for the weights that the file has, in the sizes that the file has.
@@ -165,12 +150,11 @@ impl Model {
             weights: Arc::clone(&self.weights),
             sizes: self.sizes.clone(),
             options: self.options,
-            layers: self.layers.clone(),
-            head: self.head.clone(),
+            kept: self.kept.clone(),
         })
     }
 
-    fn terms(&self) -> Terms<'_> {
+    pub(crate) fn terms(&self) -> Terms<'_> {
         Terms { hyper: &self.hyper, rope: &self.rope, variant: &self.variant }
     }
 
@@ -251,34 +235,55 @@ impl Model {
         hidden: &mut [f32],
         cache: &mut Cache,
         position: usize,
+        tap: Option<&mut Tap<'_>>,
+    ) -> Result<(), Error> {
+        let tokens = self.rows(hidden)?;
+        let seen = |n| cache.positions(n);
+        if let Some(n) = range.clone().find(|&n| n < self.hyper.layers && seen(n) < position) {
+            let problem = format!("layer {n} has seen {} positions", seen(n));
+            return Err(Error::Position { position, tokens, problem });
+        }
+        let window = position..position.saturating_add(tokens);
+        self.layer_windows(range, hidden, cache, slice::from_ref(&window), tap)
+    }
+
+    /// As [`layer_range_tapped`](Self::layer_range_tapped), on rows that stand in several windows of positions, which ascend.
+    /// Positions that they leave out and that the layers have not seen count as zeros in their caches: what a runtime's fresh
+    /// state holds, for who looks at a position without all that comes before it.
+    ///
+    /// # Errors
+    /// As [`layer_range`](Self::layer_range), but for positions not seen.
+    pub fn layer_windows(
+        &self,
+        range: Range<usize>,
+        hidden: &mut [f32],
+        cache: &mut Cache,
+        windows: &[Range<usize>],
         mut tap: Option<&mut Tap<'_>>,
     ) -> Result<(), Error> {
         if range.start > range.end || range.end > self.hyper.layers || cache.layers.len() != self.hyper.layers {
             return Err(Error::Layers { range, count: self.hyper.layers });
         }
         let tokens = self.rows(hidden)?;
+        let position = windows.first().map_or(0, |window| window.start);
         let refuse = |problem: String| Error::Position { position, tokens, problem };
-        if position.checked_add(tokens).is_none_or(|end| end > self.options.context) {
+        let ascend = windows.iter().all(|w| w.start <= w.end) && windows.is_sorted_by(|a, b| a.end <= b.start);
+        if !ascend || windows.iter().map(ExactSizeIterator::len).sum::<usize>() != tokens {
+            return Err(refuse(format!("the windows {windows:?} do not hold as many in ascending order")));
+        }
+        if windows.last().is_some_and(|window| window.end > self.options.context) {
             return Err(refuse(format!("the context is {}", self.options.context)));
         }
-        for n in range.clone() {
-            let seen = cache.positions(n);
-            if seen < position {
-                return Err(refuse(format!("layer {n} has seen {seen} positions")));
-            }
-        }
-        let len = position * self.hyper.kv_rows();
         for n in range {
-            let layer = self.layer(n)?;
             let cache = &mut cache.layers[n];
-            cache.keys.truncate(len);
-            cache.values.truncate(len);
+            cache.keys.truncate(position * self.hyper.kv_rows());
+            cache.values.truncate(position * self.hyper.kv_rows());
             match tap.as_mut() {
                 Some(tap) => {
                     let mut tell = |stage: Stage, rows: &[f32]| tap(n, stage, rows);
-                    layer.run(&self.terms(), hidden, cache, position, Some(&mut tell));
+                    layer::run(self, n, hidden, cache, windows, Some(&mut tell))?;
                 }
-                None => layer.run(&self.terms(), hidden, cache, position, None),
+                None => layer::run(self, n, hidden, cache, windows, None)?,
             }
         }
         Ok(())
@@ -291,7 +296,7 @@ impl Model {
     pub fn head(&self, hidden: &[f32]) -> Result<Vec<f32>, Error> {
         let vocabulary = self.vocabulary();
         if self.options.keep_weights {
-            let whole = keep(&self.head, || self.head_slice(0..vocabulary))?;
+            let whole = self.kept(Weight::Head, || self.head_slice(0..vocabulary))?;
             let mut logits = whole.apply(&self.output_norm(hidden)?);
             logits.iter_mut().for_each(|v| *v *= self.variant.logit_scale);
             return Ok(logits);
@@ -358,9 +363,30 @@ impl Model {
         self.head(&hidden[hidden.len().saturating_sub(self.hyper.width)..])
     }
 
-    fn layer(&self, n: usize) -> Result<Arc<Layer>, Error> {
-        let load = || Layer::load(&*self.weights, &self.sizes, n);
-        if self.options.keep_weights { keep(&self.layers[n], load) } else { Ok(Arc::new(load()?)) }
+    /// A matrix of layer `n` with its bias, where the model has one.
+    pub(crate) fn linear(&self, n: usize, part: Part, bias: Part) -> Result<Arc<Linear>, Error> {
+        let weight = Weight::Layer(n, part);
+        self.kept(weight, || {
+            let Size { rows, cols } = self.sizes[&weight];
+            let bias = self.sizes.contains_key(&Weight::Layer(n, bias)).then(|| self.vector(n, bias)).transpose()?;
+            Ok(Linear { rows, cols, weight: load_rows(&*self.weights, weight, 0..rows, cols)?, bias })
+        })
+    }
+
+    /// A norm or bias of layer `n`.
+    pub(crate) fn vector(&self, n: usize, part: Part) -> Result<Vec<f32>, Error> {
+        let weight = Weight::Layer(n, part);
+        load_rows(&*self.weights, weight, 0..1, self.sizes[&weight].cols)
+    }
+
+    /// A matrix that stays once it is loaded, if the weights do.
+    fn kept(&self, weight: Weight, load: impl FnOnce() -> Result<Linear, Error>) -> Result<Arc<Linear>, Error> {
+        let place = self.kept.get(&weight);
+        if let Some(kept) = place.and_then(OnceLock::get) {
+            return Ok(Arc::clone(kept));
+        }
+        let loaded = Arc::new(load()?);
+        Ok(place.map_or_else(|| Arc::clone(&loaded), |place| Arc::clone(place.get_or_init(|| Arc::clone(&loaded)))))
     }
 
     fn rows(&self, hidden: &[f32]) -> Result<usize, Error> {
@@ -369,17 +395,6 @@ impl Model {
             Ok(hidden.len() / width)
         } else {
             Err(Error::Rows { len: hidden.len(), width })
-        }
-    }
-}
-
-/// What `cell` holds, loaded if it holds nothing yet.
-fn keep<T>(cell: &OnceLock<Arc<T>>, load: impl FnOnce() -> Result<T, Error>) -> Result<Arc<T>, Error> {
-    match cell.get() {
-        Some(kept) => Ok(kept.clone()),
-        None => {
-            let loaded = Arc::new(load()?);
-            Ok(cell.get_or_init(|| loaded).clone())
         }
     }
 }

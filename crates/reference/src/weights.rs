@@ -6,7 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
+use std::thread;
 
 use anemone_gguf::Gguf;
 
@@ -103,6 +105,35 @@ pub trait Weights: Send + Sync {
     /// # Errors
     /// [`Error::Weight`] where the source cannot give it.
     fn row(&self, weight: Weight, row: usize, out: &mut [f32]) -> Result<(), Error>;
+}
+
+/// Below this many elements a thread costs more than it brings.
+const ELEMENTS_PER_THREAD: usize = 1 << 20;
+
+/// Rows `rows` of a matrix, read by all cores: `[rows, cols]`.
+pub(crate) fn load_rows(
+    weights: &dyn Weights,
+    weight: Weight,
+    rows: Range<usize>,
+    cols: usize,
+) -> Result<Vec<f32>, Error> {
+    let mut out = vec![0.0; rows.len() * cols];
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let each = rows.len().div_ceil((out.len() / ELEMENTS_PER_THREAD).clamp(1, cores)).max(1);
+    let read = |first: usize, part: &mut [f32]| {
+        part.chunks_exact_mut(cols).zip(first..).try_for_each(|(out, row)| weights.row(weight, row, out))
+    };
+    thread::scope(|scope| {
+        let mut parts = out.chunks_mut(each * cols).zip(rows.step_by(each));
+        let Some((own, first)) = parts.next() else { return Ok(()) };
+        let others: Vec<_> = parts.map(|(part, first)| scope.spawn(move || read(first, part))).collect();
+        let mut done = read(first, own);
+        for other in others {
+            done = done.and(other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)));
+        }
+        done
+    })?;
+    Ok(out)
 }
 
 /// How the q and k rows of a source are laid out.

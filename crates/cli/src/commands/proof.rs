@@ -1,10 +1,12 @@
 //! The gates that run a bundle: their options, and how each is set going.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use anemone_chat::{Engine, Voice};
 use anemone_exec::{Numerics, Portable, Runtime};
 use anemone_gate::prompts::{self, Prompt};
+use anemone_gate::range_golden::Positions;
 use anemone_gate::{Finding, Run, Subject, numeric, parity, probe, range_golden, stack_golden, weights};
 use anyhow::{Context, Result};
 use clap::Args;
@@ -32,8 +34,17 @@ pub struct ProofArgs {
     pub probe_prompts: Option<PathBuf>,
     /// Positions that the range golden fills, a third each at the beginning, in the middle and at the end of the context, for models
     /// where the whole context takes too long. Default: all.
-    #[arg(long, value_name = "POSITIONS")]
+    #[arg(long, value_name = "COUNT")]
     pub sample: Option<usize>,
+    /// The positions that the range golden fills, one by one or as START-END without the end: 0,1000-1016,2047. The cache holds zeros
+    /// for the others.
+    #[arg(long, value_name = "POSITIONS", value_delimiter = ',', value_parser = range, conflicts_with = "sample")]
+    pub sample_positions: Vec<Range<usize>>,
+    /// Judge these layers alone in the range golden, each cut out of its shard: 0,5,30-32. Holds a layer's state and a matrix of
+    /// weights at a time; a full-size Phi-4-mini at three positions takes a few seconds for each layer chosen and less than one for
+    /// each passed over. Proves the layers and not the shards: an export still asks for those.
+    #[arg(long, value_name = "LAYERS", value_delimiter = ',', value_parser = range)]
+    pub sample_layers: Vec<Range<usize>>,
     /// Keep the figures of every token of the range golden, not only of the first, middle, last and worst.
     #[arg(long)]
     pub per_token: bool,
@@ -41,8 +52,30 @@ pub struct ProofArgs {
 
 impl Default for ProofArgs {
     fn default() -> Self {
-        Self { prompts: None, max_tokens: 32, baseline: None, probe_prompts: None, sample: None, per_token: false }
+        Self {
+            prompts: None,
+            max_tokens: 32,
+            baseline: None,
+            probe_prompts: None,
+            sample: None,
+            sample_positions: Vec::new(),
+            sample_layers: Vec::new(),
+            per_token: false,
+        }
     }
+}
+
+/// `5`, or `20-24` for 20 to 23.
+fn range(text: &str) -> Result<Range<usize>, String> {
+    let number = |text: &str| text.trim().parse().map_err(|_| format!("`{text}` is no number"));
+    let range = match text.split_once('-') {
+        Some((start, end)) => number(start)?..number(end)?,
+        None => {
+            let one: usize = number(text)?;
+            one..one.checked_add(1).ok_or("too large")?
+        }
+    };
+    if range.is_empty() { Err(format!("nothing lies in {text}: the end is not a part of a range")) } else { Ok(range) }
 }
 
 /// How many of the built-in questions the chain is asked.
@@ -78,10 +111,27 @@ impl ProofArgs {
                 weights::judge(subject, &run(&open(&subject.folder)?))?
             }
             Gate::RangeGolden => {
-                let bar = ui.steps(subject.manifest.layers.len() as u64);
+                let positions = match self.sample {
+                    Some(count) => Positions::About(count),
+                    None if self.sample_positions.is_empty() => Positions::All,
+                    None => Positions::These(self.sample_positions.clone()),
+                };
+                let options = range_golden::Options { positions, per_token: self.per_token };
+                let layers = &self.sample_layers;
+                let steps = match layers.iter().map(|range| range.end).max() {
+                    Some(end) => end.min(subject.manifest.contract.layers),
+                    None => subject.manifest.layers.len(),
+                };
+                let bar = ui.steps(steps as u64);
                 bar.doing("range golden");
-                let options = range_golden::Options { sample: self.sample, per_token: self.per_token };
-                range_golden::judge(subject, &run(&open(&subject.folder)?), options, |_| bar.advance(1))?
+                let (engine, step) = (open(&subject.folder)?, || bar.advance(1));
+                match layers.is_empty() {
+                    true => range_golden::judge(subject, &run(&engine), &options, step)?,
+                    false => {
+                        let runtime = chosen.runtime();
+                        range_golden::judge_layers(subject, &run(&engine), runtime, layers, &options, step)?
+                    }
+                }
             }
             Gate::StackGolden => {
                 let prompts = self.prompts(subject)?;

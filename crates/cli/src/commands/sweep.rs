@@ -225,8 +225,8 @@ fn attempt(args: &Args, chosen: &Chosen, subject: &Subject, topology: &[Edge], l
     let run = Run { engine: &engine, measured_on: chosen.runtime().describe(), numerics: chosen.numerics() };
     let bar = ui.steps(topology.len() as u64);
     bar.doing("range golden");
-    let options = range_golden::Options { sample: Some(args.sample), per_token: false };
-    let golden = range_golden::judge(subject, &run, options, |_| bar.advance(1))?;
+    let options = range_golden::Options { positions: range_golden::Positions::About(args.sample), per_token: false };
+    let golden = range_golden::judge(subject, &run, &options, || bar.advance(1))?;
     drop(bar);
     let mut failed = None;
     for (shard, &edge) in subject.manifest.layers.iter().zip(topology) {

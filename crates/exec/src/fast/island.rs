@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use anemone_mil::ir::{Arg, Feature, Flexibility, Function, Interface, Op, Value, ValueId};
+use anemone_mil::build::part;
+use anemone_mil::ir::{Arg, Op, ValueId};
 use anemone_mil::{program, validate_foreign};
 
 use super::graph::Graph;
@@ -100,59 +101,12 @@ pub fn cut(
     };
     let inputs = entering.iter().map(given).collect::<Result<_, _>>()?;
     let outputs = leaving.iter().map(|&id| crossing(id)).collect::<Result<_, _>>()?;
-    let body = body(function, &all, &entering, &leaving);
+    let body = part(function, "main", &all, &entering, &leaving);
     let (valid, _) = validate_foreign(program(vec![body], BTreeMap::new()))
         .map_err(|report| format!("ops that run one by one make no program: {report}"))?;
     let model = Portable::new(Numerics::Exact, around.options.clone()).prepare(&valid).map_err(|e| e.to_string())?;
     let kinds = ops.iter().map(|&op| function.ops[op].kind.clone()).collect();
     Ok(Island { ops: kinds, model, inputs, outputs })
-}
-
-/// The ops as a function of their own.
-fn body(function: &Function, ops: &BTreeSet<usize>, entering: &[ValueId], leaving: &[ValueId]) -> Function {
-    let mut values: Vec<Value> = Vec::new();
-    let mut number: BTreeMap<ValueId, ValueId> = BTreeMap::new();
-    let made = ops.iter().flat_map(|&op| function.ops[op].outputs.iter().copied());
-    for id in entering.iter().copied().chain(made) {
-        number.insert(id, ValueId(values.len() as u32));
-        values.push(function.value(id).clone());
-    }
-    let ops = ops.iter().map(|&op| {
-        let mut op = function.ops[op].clone();
-        op.outputs.iter_mut().for_each(|id| *id = number[id]);
-        for arg in op.inputs.values_mut().flatten() {
-            if let Arg::Value(id) = arg {
-                *id = number[id];
-            }
-        }
-        op
-    });
-    let feature = |id: &ValueId| {
-        let value = function.value(*id);
-        let ty = value.ty.tensor()?;
-        Some(Feature {
-            name: value.name.clone(),
-            dtype: ty.dtype,
-            shape: ty.fixed_shape(),
-            flexibility: Flexibility::Fixed,
-            optional: false,
-            default: None,
-        })
-    };
-    let interface = Interface {
-        inputs: entering.iter().filter_map(feature).collect(),
-        outputs: leaving.iter().filter_map(feature).collect(),
-        states: vec![],
-    };
-    Function {
-        name: "main".into(),
-        opset: function.opset.clone(),
-        ops: ops.collect(),
-        values,
-        inputs: entering.iter().map(|id| number[id]).collect(),
-        outputs: leaving.iter().map(|id| number[id]).collect(),
-        interface,
-    }
 }
 
 impl Island {

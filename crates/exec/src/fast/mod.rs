@@ -156,6 +156,9 @@ impl Runtime for Fast {
     fn load(&self, package: &Path) -> Result<Box<dyn Model>, Error> {
         Ok(Box::new(self.load_fast(package)?))
     }
+    fn load_program(&self, program: &Valid) -> Result<Box<dyn Model>, Error> {
+        Ok(Box::new(self.prepare(program)?))
+    }
 }
 
 /// How a package is executed.

@@ -154,6 +154,9 @@ impl Runtime for Portable {
     fn load(&self, package: &Path) -> Result<Box<dyn Model>, Error> {
         Ok(Box::new(self.load_portable(package)?))
     }
+    fn load_program(&self, program: &Valid) -> Result<Box<dyn Model>, Error> {
+        Ok(Box::new(self.prepare(program)?))
+    }
 }
 
 /// A function and its border.

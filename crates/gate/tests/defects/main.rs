@@ -8,15 +8,20 @@ mod case;
 mod catalogue;
 mod meddler;
 
+use std::iter;
+use std::ops::Range;
 use std::path::Path;
 use std::thread;
 
-use anemone_chat::Engine;
+use anemone_chat::engine::{Engine, Shard};
 use anemone_exec::{Numerics, Options, Portable, Runtime};
 use anemone_gate::bisect::locate;
 use anemone_gate::own::{self, Own};
+use anemone_gate::range_golden::Positions;
 use anemone_gate::thresholds::Thresholds;
-use anemone_gate::{Run, Subject, Verdict, compile, contract, numeric, parity, range_golden, stack_golden, weights};
+use anemone_gate::{
+    Run, Subject, Verdict, compile, contract, cut, numeric, parity, range_golden, stack_golden, weights,
+};
 use case::{Base, Case};
 use catalogue::{DEFECTS, Defect};
 
@@ -46,7 +51,7 @@ fn first_failure(case: &Case) -> Option<Failure> {
     };
     let run = Run { engine: &engine, measured_on: case.runtime.describe(), numerics: Numerics::Exact };
     failed(weights::judge(&subject, &run).unwrap())
-        .or_else(|| failed(range_golden::judge(&subject, &run, Default::default(), |_| {}).unwrap()))
+        .or_else(|| failed(range_golden::judge(&subject, &run, &Default::default(), || {}).unwrap()))
         .or_else(|| failed(stack_golden::judge(&subject, &run, &case.prompts, 16, |_| {}).unwrap()))
 }
 
@@ -138,12 +143,81 @@ fn no_value_of_a_right_shard_is_out_of_tolerance() {
             for tokens in [1, 16] {
                 let blocks: Vec<_> =
                     (0..64).step_by(tokens).map(|at| (at..at + tokens, usize::from(tokens > 1))).collect();
-                let found = locate(&run, &own, i, shard.range(), &hidden, &blocks, &bounds).unwrap();
+                let found = locate(&run, &own, engine.shard(i), shard.range(), &hidden, &blocks, &bounds).unwrap();
                 assert!(found.is_none(), "{}, {}: {}", base.name(), shard.path, found.unwrap());
             }
             source.layer_range(shard.range(), &mut hidden, &mut cache, 0).unwrap();
         }
     }
+}
+
+/// Layers that are cut out of a shard and chained give what the shard gives, bit for bit, in every function.
+#[test]
+fn a_shard_is_its_layers_cut_out_and_chained() {
+    for base in Base::ALL {
+        let case = Case::new(base);
+        let subject = Subject::open(&case.folder, case.source.clone()).unwrap();
+        let engine = Engine::open(&case.folder, case.runtime.as_ref()).unwrap();
+        let c = &subject.manifest.contract;
+        for (i, shard) in subject.manifest.layers.iter().enumerate() {
+            let (program, _) = anemone_mil::open(&case.folder.join(&shard.path)).unwrap();
+            for (function, &tokens) in subject.manifest.tokens.iter().enumerate() {
+                let rows: Vec<f32> = (0..3 * tokens * c.width).map(|n| ((n * 37) % 101) as f32 / 50.0 - 1.0).collect();
+                let through = |part: &Shard, rows: &[f32]| -> Vec<f32> {
+                    let mut state = part.new_state().unwrap();
+                    let blocks = rows.chunks(tokens * c.width).enumerate();
+                    let run = |(n, rows)| engine.run(part, function, rows, n * tokens, &mut state, None).unwrap();
+                    blocks.flat_map(run).collect()
+                };
+                let whole = through(engine.shard(i), &rows);
+                let chained = shard.range().fold(rows, |rows, layer| {
+                    let program = cut::layer(&program, &shard.range(), layer).unwrap();
+                    let states = program.functions[0].interface.states.len();
+                    assert_eq!(states, 2, "{}: layer {layer} has a cache of keys and one of values", shard.path);
+                    let model = case.runtime.load_program(&program).unwrap();
+                    through(&engine.part(&case.folder, model).unwrap(), &rows)
+                });
+                assert!(whole == chained, "{}, {}, T = {tokens}", base.name(), shard.path);
+            }
+        }
+    }
+}
+
+/// A defect in one layer is found where only layers are judged, in that layer and in no other, at whatever positions.
+#[test]
+fn a_wrong_layer_fails_by_itself_and_its_neighbours_pass() {
+    let case = Case::new(Base::Miniature);
+    let found = |case: &Case, positions: Positions, layers: &[(usize, usize)]| {
+        let subject = Subject::open(&case.folder, case.source.clone()).unwrap();
+        let engine = Engine::open(&case.folder, case.runtime.as_ref()).unwrap();
+        let run = Run { engine: &engine, measured_on: String::new(), numerics: Numerics::Exact };
+        let options = range_golden::Options { positions, per_token: false };
+        let mut steps = 0;
+        let layers: Vec<Range<usize>> = layers.iter().map(|&(start, end)| start..end).collect();
+        let found = range_golden::judge_layers(&subject, &run, case.runtime.as_ref(), &layers, &options, || steps += 1);
+        found.map(|found| {
+            assert_eq!(Some(steps), layers.iter().map(|range| range.end).max());
+            let verdict = |f: &anemone_gate::Finding| (f.subject.clone(), f.verdict);
+            found.iter().map(verdict).collect::<Vec<_>>()
+        })
+    };
+    let name = |layer: usize| format!("layers/{:02}-{:02}.mlpackage, layer {layer}", layer / 2 * 2, layer / 2 * 2 + 2);
+    let verdicts = |wrong: Option<usize>, layers: &[usize]| -> Vec<(String, Verdict)> {
+        let verdict = |layer| if Some(layer) == wrong { Verdict::Failed } else { Verdict::Passed };
+        layers.iter().map(|&layer| (name(layer), verdict(layer))).collect()
+    };
+    assert_eq!(found(&case, Positions::All, &[(0, 4)]).unwrap(), verdicts(None, &[0, 1, 2, 3]));
+    case.functions(|e| e.kind("blk_1_active", "sigmoid"));
+    let some = || Positions::These(vec![40..41, 5..9]);
+    for positions in [Positions::All, Positions::About(8), some()] {
+        assert_eq!(found(&case, positions, &[(3, 4), (0, 2)]).unwrap(), verdicts(Some(1), &[0, 1, 3]));
+    }
+    assert_eq!(found(&case, some(), &[(2, 3)]).unwrap(), verdicts(None, &[2]));
+    let refused = |positions, layers: &[(usize, usize)]| found(&case, positions, layers).unwrap_err().to_string();
+    assert_eq!(refused(some(), &[(3, 5)]), "layer 4 was asked for, and the model's layers are 0 to 3");
+    let context = Subject::open(&case.folder, case.source.clone()).unwrap().manifest.contract.context;
+    let beyond = format!("position {context} was asked for, and the bundle's positions are 0 to {}", context - 1);
+    assert_eq!(refused(Positions::These(iter::once(context..context + 1).collect()), &[(0, 1)]), beyond);
 }
 
 #[test]
@@ -171,7 +245,7 @@ fn a_layer_that_overflows_fp16_passes_exact_and_fails_ane_by_name() {
         let runtime = Portable::new(numerics, Options::default());
         let engine = Engine::open(&case.folder, &runtime).unwrap();
         let run = Run { engine: &engine, measured_on: runtime.describe(), numerics };
-        let range = range_golden::judge(&subject, &run, Default::default(), |_| {}).unwrap();
+        let range = range_golden::judge(&subject, &run, &Default::default(), || {}).unwrap();
         let stack = stack_golden::judge(&subject, &run, &case.prompts, 16, |_| {}).unwrap();
         let failed: Vec<_> = range.iter().chain(&stack).filter(|f| f.verdict == Verdict::Failed).collect();
         if numerics == Numerics::Exact {

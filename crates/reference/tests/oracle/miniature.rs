@@ -86,8 +86,39 @@ fn a_token_does_not_depend_on_how_it_was_computed() {
     model.layer_range(0..4, &mut hidden, &mut cache, ids.len() - 1).unwrap();
     assert_eq!(model.head(&hidden).unwrap(), together[together.len() - 1024..], "run again");
 
+    // Windows that leave nothing out.
+    let mut hidden = model.embed(&ids).unwrap();
+    let (a, b, n) = (3, 7, ids.len());
+    model.layer_windows(0..4, &mut hidden, &mut model.cache(), &[0..a, a..b, b..n], None).unwrap();
+    assert_eq!(together, model.head(&hidden).unwrap(), "in windows");
+
     let unkept = Model::open(gguf(F16), Options { context: 512, keep_weights: false }).unwrap();
     assert_eq!(together, unkept.forward(&ids, &mut unkept.cache()).unwrap(), "weights not kept");
+}
+
+/// Windows apart are one call after another, and what lies between them is zeros that every later token sees.
+#[test]
+fn positions_that_windows_leave_out_are_zeros() {
+    let model = model(F16, 64);
+    let mut together = model.embed(&[11, 12, 13, 14]).unwrap();
+    let mut one_by_one = together.clone();
+    let (mut cache, mut other) = (model.cache(), model.cache());
+    model.layer_windows(0..4, &mut together, &mut cache, &[2..4, 9..11], None).unwrap();
+    let (first, second) = one_by_one.split_at_mut(2 * 256);
+    model.layer_windows(0..4, first, &mut other, std::slice::from_ref(&(2..4)), None).unwrap();
+    model.layer_windows(0..4, second, &mut other, std::slice::from_ref(&(9..11)), None).unwrap();
+    assert_eq!(together, one_by_one);
+    for layer in 0..4 {
+        assert_eq!((cache.keys(layer), cache.values(layer)), (other.keys(layer), other.values(layer)));
+        assert_eq!(cache.positions(layer), 11);
+        let row = cache.keys(layer).len() / 11;
+        let at = |position: usize| &cache.keys(layer)[position * row..(position + 1) * row];
+        assert!((0..11).all(|p| at(p).iter().all(|v| *v == 0.0) != [2, 3, 9, 10].contains(&p)), "layer {layer}");
+    }
+    // A key of zeros has a score of 0 and takes its share: two zeros before a token are not none.
+    let mut alone = model.embed(&[11, 12]).unwrap();
+    model.layer_range(0..4, &mut alone, &mut model.cache(), 0).unwrap();
+    assert_ne!(together[..2 * 256], alone);
 }
 
 /// The model's own weights with q halved and k doubled: other numbers, the same scores.
@@ -155,6 +186,14 @@ fn what_is_asked_for_wrongly_is_refused() {
         "1 tokens at position 3: layer 0 has seen 0 positions"
     );
     assert_eq!(message(model.layer_range(0..4, &mut hidden[1..], &mut cache, 0)), "255 values are not rows of 256");
+    let mut windows = |windows: &[std::ops::Range<usize>]| {
+        message(model.layer_windows(0..4, &mut hidden, &mut model.cache(), windows, None))
+    };
+    let two = 0..2;
+    for wrong in [&[3..4, 2..2][..], std::slice::from_ref(&two), &[]] {
+        assert!(windows(wrong).contains("do not hold as many in ascending order"), "{wrong:?}: {}", windows(wrong));
+    }
+    assert_eq!(windows(std::slice::from_ref(&(16..17))), "1 tokens at position 16: the context is 16");
     assert_eq!(message(model.head(&hidden[1..]).map(drop)), "255 values are not rows of 256");
     model.forward(&[7; 16], &mut cache).unwrap();
     assert_eq!(message(model.forward(&[7], &mut cache).map(drop)), "1 tokens at position 16: the context is 16");
