@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anemone_bundle::{Contract, Manifest, layout, manifest};
-use anemone_exec::{self as exec, Dtype, Model, Runtime, Signature, State, Tensor};
+use anemone_exec::{self as exec, Call, Dtype, Model, Runtime, Signature, State, Tensor};
 use memmap2::Mmap;
 
 use crate::host::{self, HostInputs};
@@ -135,6 +135,8 @@ pub struct Engine {
     manifest: Manifest,
     layers: Vec<Shard>,
     head: Vec<Shard>,
+    /// Whether the head's slices are submitted together.
+    head_overlaps: bool,
     embedding: Mmap,
     /// Of the rotation, inverse.
     frequencies: Vec<f64>,
@@ -165,7 +167,8 @@ impl Engine {
         }
         let float = layers[0].model.float();
         let frequencies = manifest.contract.inverse_frequencies();
-        Ok(Self { manifest, layers, head, embedding, frequencies, float })
+        let head_overlaps = head.iter().all(|slice| slice.model.overlaps());
+        Ok(Self { manifest, layers, head, head_overlaps, embedding, frequencies, float })
     }
 
     /// The bundle's manifest.
@@ -183,11 +186,29 @@ impl Engine {
         self.manifest.tokens.last().copied().unwrap_or(1)
     }
 
+    /// How many of `left` tokens one call of the layer shards takes.
+    pub fn call_tokens(&self, left: usize) -> usize {
+        self.block(&self.layers, left).1.min(left)
+    }
+
     /// Bytes of one session's caches: keys and values of every layer and position, at the four bytes an element that the
     /// widest runtime keeps.
     pub fn session_bytes(&self) -> usize {
         let c = self.contract();
         2 * 4 * c.layers * c.kv_heads * c.head_dim * c.context
+    }
+
+    /// Calls every function of every shard and slice once, on a session that is thrown away, so that no request pays for what
+    /// only first calls do: memory that is touched, plans and kernels that are made. Returns how long it took. Core ML's own
+    /// first calls are made when it loads, and told by it.
+    pub fn warm_up(&self) -> Result<Duration, Error> {
+        let start = Instant::now();
+        let mut session = self.session()?;
+        for &tokens in &self.manifest.tokens {
+            session.truncate(0);
+            session.feed(&vec![0; tokens.min(self.contract().context)], Logits::All)?;
+        }
+        Ok(start.elapsed())
     }
 
     /// A new conversation: empty caches, position 0.
@@ -202,6 +223,7 @@ impl Engine {
             head_calls: Vec::new(),
             rows: Vec::new(),
             stages: Stages::default(),
+            shard_times: vec![Duration::ZERO; self.layers.len()],
         })
     }
 
@@ -302,10 +324,14 @@ impl Engine {
                 },
             );
             host::set_columns(&mut call.x, &rows[done * width..(done + len) * width]);
-            let slices = self.manifest.head.iter().zip(&mut call.parts);
-            for ((shard, state), (slice, part)) in self.head.iter().zip(states.iter_mut()).zip(slices) {
-                let index = shard.functions[function].index;
-                shard.model.run_into(index, &[&call.x], state, std::slice::from_mut(part))?;
+            let inputs = [&call.x];
+            let slices = self.head.iter().zip(states.iter_mut()).zip(&mut call.parts);
+            let calls = slices.map(|((shard, state), output)| {
+                let model = shard.model.as_ref();
+                Call { model, function: shard.functions[function].index, inputs: &inputs, state, output }
+            });
+            exec::together(self.head_overlaps, calls)?;
+            for (slice, part) in self.manifest.head.iter().zip(&call.parts) {
                 for t in 0..len {
                     let row = &mut logits[(done + t) * vocab..(done + t + 1) * vocab];
                     host::copy_column(part, t, &mut row[slice.range()]);
@@ -336,6 +362,8 @@ pub struct Session<'e> {
     /// Rows of the last hidden state that logits are wanted of.
     rows: Vec<f32>,
     stages: Stages,
+    /// What of the layers' time was each shard's.
+    shard_times: Vec<Duration>,
 }
 
 /// Where the time of a session went.
@@ -426,6 +454,11 @@ impl Session<'_> {
         self.stages
     }
 
+    /// What of [`Stages::layers`] was each layer shard's.
+    pub fn shard_times(&self) -> &[Duration] {
+        &self.shard_times
+    }
+
     /// As [`feed`](Self::feed), in memory that is there. On a runtime that allocates nothing itself, neither does this after the
     /// first calls with as many tokens.
     pub fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), Error> {
@@ -479,6 +512,7 @@ impl Session<'_> {
         host::extend_embedded(c, &engine.embedding, block, &mut call.embedded);
         host::set_columns(&mut call.x, &call.embedded);
         let start = Instant::now();
+        let mut before = start;
         for (i, (shard, state)) in engine.layers.iter().zip(&mut self.states).enumerate() {
             // Each shard reads what the one before it gave.
             let [even, odd] = &mut call.hidden;
@@ -488,8 +522,11 @@ impl Session<'_> {
                 _ => (&*odd, even),
             };
             shard.call_into(function, x, &call.host, state, out)?;
+            let now = Instant::now();
+            self.shard_times[i] += now - before;
+            before = now;
         }
-        let took = start.elapsed();
+        let took = before - start;
         self.position += block.len();
         let last = &call.hidden[(engine.layers.len() - 1) % 2];
         host::extend_rows(last, wanted, &mut self.rows);

@@ -26,7 +26,7 @@ pub fn home() -> Result<PathBuf> {
     let user = || set("XDG_CACHE_HOME").or_else(|| home().map(|h| if cfg!(windows) { h } else { h.join(caches()) }));
     set("ANEMONE_CACHE")
         .or_else(|| user().map(|c| c.join("anemone")))
-        .context("no folder to keep bundles in: set ANEMONE_CACHE")
+        .context("no folder to keep bundles and compiled packages in: set ANEMONE_CACHE")
 }
 
 /// Where the bundles are.

@@ -42,15 +42,13 @@ impl Chosen {
     /// Core ML of this machine.
     #[cfg(target_os = "macos")]
     pub fn core_ml(units: UnitsArg) -> Result<Self> {
-        use anyhow::Context;
         let units = match units {
             UnitsArg::Ane => Units::NeuralEngineAndCpu,
             UnitsArg::Cpu => Units::CpuOnly,
             UnitsArg::All => Units::All,
         };
-        let home = std::env::home_dir().context("no home folder to keep compiled packages in: set HOME")?;
-        let cache = home.join("Library/Caches/anemone/compiled");
-        Ok(Chosen::CoreMl(CoreMl::new(Apple, units, cache, Limits::default())))
+        let compiled = crate::cache::home()?.join("compiled");
+        Ok(Chosen::CoreMl(CoreMl::new(Apple, units, compiled, Limits::default())))
     }
 
     /// Core ML of this machine: there is none.
@@ -88,9 +86,8 @@ impl Chosen {
             Chosen::Portable(..) => residency::judge(subject, target),
             #[cfg(target_os = "macos")]
             Chosen::CoreMl(core_ml) => {
-                let machine = anemone_coreml::Foreign::machine(core_ml.foreign());
                 let ask = |package: &std::path::Path| core_ml.plan(package).map_err(|e| e.to_string());
-                residency::measured::judge(subject, &machine, &ask)
+                residency::measured::judge(subject, core_ml.machine(), &ask)
             }
         }
     }

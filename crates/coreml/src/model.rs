@@ -314,6 +314,11 @@ impl<F: Foreign> Model for CoreMlModel<F> {
         self.metadata.get(key).map(String::as_str)
     }
 
+    /// A call waits for an engine elsewhere, and Core ML keeps the queue to it.
+    fn overlaps(&self) -> bool {
+        true
+    }
+
     fn new_state(&self) -> Result<State, Error> {
         Ok(State::new(CoreMlState::<F::State> {
             identity: self.identity.clone(),

@@ -8,7 +8,7 @@ use anemone_exec::{Error, Model, Runtime};
 
 use crate::cache::{Cache, Key};
 use crate::deadline::{self, Completion, Late};
-use crate::foreign::{Foreign, OpUsage, Units};
+use crate::foreign::{Foreign, Machine, OpUsage, Units};
 use crate::model::{self, CoreMlModel, Sharing};
 
 /// How long Core ML may take for what it answers through a handler.
@@ -48,6 +48,8 @@ pub struct Report {
 /// Core ML as a runtime.
 pub struct CoreMl<F: Foreign> {
     foreign: Arc<F>,
+    /// Asked once: it is in every key and every description.
+    machine: Machine,
     units: Units,
     limits: Limits,
     cache: Cache,
@@ -57,7 +59,8 @@ pub struct CoreMl<F: Foreign> {
 impl<F: Foreign> CoreMl<F> {
     /// A runtime that computes on `units` and keeps compiled packages in the folder `cache`.
     pub fn new(foreign: F, units: Units, cache: PathBuf, limits: Limits) -> Self {
-        Self { foreign: Arc::new(foreign), units, limits, cache: Cache::new(cache), reports: Mutex::default() }
+        let machine = foreign.machine();
+        Self { foreign: Arc::new(foreign), machine, units, limits, cache: Cache::new(cache), reports: Mutex::default() }
     }
 
     /// What each load so far took, in order.
@@ -65,9 +68,9 @@ impl<F: Foreign> CoreMl<F> {
         self.reports.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The calls beneath.
-    pub fn foreign(&self) -> &F {
-        &self.foreign
+    /// The machine that answers.
+    pub fn machine(&self) -> &Machine {
+        &self.machine
     }
 
     /// As [`Runtime::load`], for callers that know which runtime they hold.
@@ -117,7 +120,7 @@ impl<F: Foreign> CoreMl<F> {
     /// The compiled form of a package, and how long it took unless it was there.
     fn compiled(&self, package: &Path) -> Result<(PathBuf, Key, Option<Duration>), Error> {
         let refuse = |reason: String| Error::Package { package: package.display().to_string(), reason };
-        let key = Key::of(package, &self.foreign.machine()).map_err(|e| refuse(e.to_string()))?;
+        let key = Key::of(package, &self.machine).map_err(|e| refuse(e.to_string()))?;
         if let Some(compiled) = self.cache.find(&key) {
             return Ok((compiled, key, None));
         }
@@ -141,7 +144,7 @@ impl<F: Foreign> CoreMl<F> {
 
 impl<F: Foreign> Runtime for CoreMl<F> {
     fn describe(&self) -> String {
-        format!("core ml on {} of {}", self.units.name(), self.foreign.machine())
+        format!("core ml on {} of {}", self.units.name(), self.machine)
     }
 
     fn load(&self, package: &Path) -> Result<Box<dyn Model>, Error> {

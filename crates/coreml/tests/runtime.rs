@@ -1,5 +1,7 @@
 //! The logic above Core ML's calls, over a Core ML that computes with the portable runtime and misbehaves on demand.
 
+#[path = "../../exec/tests/conformance/cases.rs"]
+mod cases;
 mod fake;
 #[path = "../../exec/tests/conformance/mod.rs"]
 mod promises;
@@ -86,6 +88,20 @@ fn core_ml_keeps_every_promise_where_outputs_come_back_padded_and_memory_is_held
     bench.fake.faults().outputs = Outputs::Padded;
     bench.fake.faults().holds_memory = true;
     promises::all(&|program| Box::new(bench.load(program).unwrap_or_else(|e| panic!("{e}"))));
+}
+
+#[test]
+fn every_case_of_every_op_crosses_the_border_and_comes_back() {
+    // What comes back is in the memory that was offered, or in rows of 64 bytes.
+    let (here, there) = (bench(), bench());
+    there.fake.faults().outputs = Outputs::Padded;
+    let (folders, subjects): (Vec<TempDir>, Vec<_>) = [here, there].into_iter().map(subject).unzip();
+    cases::all(&subjects);
+    drop(folders);
+}
+
+fn subject(bench: Bench) -> (TempDir, cases::Subject) {
+    (bench.folder, cases::Subject { runtime: Box::new(bench.runtime), skips: &[] })
 }
 
 #[test]

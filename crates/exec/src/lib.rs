@@ -4,6 +4,7 @@ pub mod fast;
 pub mod portable;
 pub mod runtime;
 pub mod tensor;
+pub mod together;
 
 pub use anemone_mil::ir::Dtype;
 pub use border::{Port, Signature};
@@ -12,3 +13,4 @@ pub use portable::headroom::Headroom;
 pub use portable::{Numerics, Options, Portable, PortableModel};
 pub use runtime::{Error, Model, Runtime, State, open};
 pub use tensor::{Data, Tensor};
+pub use together::{Call, together};

@@ -65,6 +65,12 @@ pub trait Model: Send + Sync {
         Ok(())
     }
 
+    /// Whether calls of several models end sooner when they are made at once than one after another. Not where one call keeps
+    /// every core busy.
+    fn overlaps(&self) -> bool {
+        false
+    }
+
     /// Where a function accepts another number of tokens than it declares, in every input's dimension of tokens at once:
     /// how many at most. The results are those of the declared number, token by token.
     fn most_tokens(&self, function: usize) -> Option<usize> {

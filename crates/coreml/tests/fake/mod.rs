@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use anemone_coreml::foreign::Described;
@@ -62,6 +62,8 @@ pub struct Faults {
     pub refuses_copies: bool,
     /// Arrays of a call are held beyond it.
     pub holds_memory: bool,
+    /// Predictions without a state begin when so many of them are there, and fail where the others do not come.
+    pub meeting: Option<usize>,
     /// An input that descriptions leave out.
     pub undescribed: Option<String>,
 }
@@ -87,6 +89,9 @@ struct Inner {
     /// Handlers that wait, as what calls them.
     queue: Mutex<Vec<Box<dyn FnOnce() + Send>>>,
     turns: AtomicUsize,
+    /// Meetings so far, and who waits for the next one.
+    meetings: Mutex<(usize, usize)>,
+    met: Condvar,
     /// Handlers that never come.
     kept: Mutex<Vec<Box<dyn std::any::Any + Send>>>,
     held: Mutex<Vec<Arc<anemone_coreml::array::Memory>>>,
@@ -124,6 +129,21 @@ impl Fake {
     /// States that have been made and not been dropped.
     pub fn live_states(&self) -> usize {
         Arc::strong_count(&self.0.alive) - 1
+    }
+
+    /// Waits for `count` to be here at once; false where they do not come.
+    fn meet(&self, count: usize) -> bool {
+        let mut meetings = self.0.meetings.lock().unwrap();
+        let mine = meetings.0;
+        meetings.1 += 1;
+        if meetings.1 == count {
+            *meetings = (mine + 1, 0);
+            self.0.met.notify_all();
+            return true;
+        }
+        let long = Duration::from_secs(20);
+        let (meetings, _) = self.0.met.wait_timeout_while(meetings, long, |meetings| meetings.0 == mine).unwrap();
+        meetings.0 != mine
     }
 
     fn answer<T: Send + 'static>(
@@ -171,12 +191,12 @@ fn dense(tensor: &Tensor) -> Vec<u8> {
 
 /// Rows of the last dimension 64 bytes apart.
 fn padded(tensor: &Tensor) -> Strided {
-    let element = dense(tensor).len() / tensor.data().len();
+    let element = anemone_coreml::array::element_bytes(tensor.dtype()).unwrap();
     let shape = tensor.shape().to_vec();
     let width = *shape.last().unwrap();
     let row = (width * element).next_multiple_of(64);
     let mut bytes = Vec::new();
-    for values in dense(tensor).chunks(width * element) {
+    for values in dense(tensor).chunks((width * element).max(1)) {
         bytes.extend_from_slice(values);
         bytes.resize(bytes.len().next_multiple_of(row), 0xff);
     }
@@ -275,20 +295,26 @@ impl Foreign for Fake {
         wanted: &[(&str, Option<&Array>)],
     ) -> Result<Vec<Option<Returned>>, Failure> {
         let number = self.0.seen.predicted.fetch_add(1, Ordering::Relaxed);
-        let faults = self.faults();
-        if let Some((first, count, failure)) = &faults.predictions
-            && (*first..first + count).contains(&number)
-        {
-            return Err(failure.clone());
-        }
-        if faults.refuses_borrowed_states && state.is_some_and(|s| s.made_by != function.index) {
-            return Err(failure(1, "the state was made by another model"));
+        let (outputs_come, holds_memory, meeting) = {
+            let faults = self.faults();
+            if let Some((first, count, failure)) = &faults.predictions
+                && (*first..first + count).contains(&number)
+            {
+                return Err(failure.clone());
+            }
+            if faults.refuses_borrowed_states && state.is_some_and(|s| s.made_by != function.index) {
+                return Err(failure(1, "the state was made by another model"));
+            }
+            (faults.outputs.clone(), faults.holds_memory, faults.meeting.filter(|_| state.is_none()))
+        };
+        if meeting.is_some_and(|count| !self.meet(count)) {
+            return Err(failure(0, "alone"));
         }
         let signature = &function.model.functions()[function.index];
         assert_eq!(state.is_some(), !signature.states.is_empty(), "a state where there are states");
         for (_, array) in inputs.iter().copied().chain(wanted.iter().filter_map(|(n, a)| Some((*n, (*a)?)))) {
             assert_eq!(array.pointer().as_ptr() as usize % 64, 0);
-            if faults.holds_memory {
+            if holds_memory {
                 self.0.held.lock().unwrap().push(array.share());
             }
         }
@@ -306,7 +332,7 @@ impl Foreign for Fake {
         let outputs = outputs.map_err(|e| failure(0, &e.to_string()))?;
         let answer = |(name, place): &(&str, Option<&Array>)| {
             let tensor = &outputs[signature.output(name).unwrap()];
-            match (&faults.outputs, place) {
+            match (&outputs_come, place) {
                 (Outputs::Nil(nil), _) if nil == name => None,
                 (Outputs::Padded, _) => Some(Returned::Elsewhere(padded(tensor))),
                 (Outputs::Strides(strides), _) => {

@@ -1,0 +1,121 @@
+//! Whole bundles through Core ML's runtime, over the Core ML that computes with the portable one and misbehaves on demand: what
+//! a session is given is the portable runtime's answer bit for bit, and what fails takes nothing with it.
+
+mod common;
+#[allow(dead_code, reason = "its own crate's tests use the rest")]
+#[path = "../../coreml/tests/fake/mod.rs"]
+mod fake;
+
+use std::sync::atomic::Ordering::Relaxed;
+
+use anemone_chat::Engine;
+use anemone_chat::engine::{Logits, Session};
+use anemone_coreml::{CoreMl, Limits, Sharing, Units};
+use anemone_exec::{Numerics, Options, Portable};
+use common::*;
+use fake::{Fake, Outputs, failure};
+use tempfile::TempDir;
+
+const SLICES: usize = 3;
+
+fn bundle() -> Bundle {
+    Bundle::build(&fixture(MINIATURE), &["--topology", "0-2,2-4", "--head-slices", "3", "--tokens", "1,8"])
+}
+
+/// Core ML over a fake.
+struct Mac {
+    _folder: TempDir,
+    fake: Fake,
+    runtime: CoreMl<Fake>,
+}
+
+fn mac() -> Mac {
+    let (folder, fake) = (tempfile::tempdir().unwrap(), Fake::default());
+    let runtime = CoreMl::new(fake.clone(), Units::default(), folder.path().join("cache"), Limits::default());
+    Mac { _folder: folder, fake, runtime }
+}
+
+/// Logits of a prompt of a whole block, a short one and single tokens, then greedy tokens with theirs.
+fn converse(session: &mut Session<'_>) -> Vec<Vec<f32>> {
+    let prompt: Vec<u32> = (0..13).map(|i| 37 * i + 11).collect();
+    let mut all = vec![session.feed(&prompt, Logits::All).unwrap()];
+    let vocab = session.contract().vocab;
+    for _ in 0..6 {
+        let last = all.last().unwrap();
+        let last = &last[last.len() - vocab..];
+        let best = (0..vocab).max_by(|&a, &b| last[a].total_cmp(&last[b])).unwrap();
+        all.push(session.feed(&[best as u32], Logits::Last).unwrap());
+    }
+    all
+}
+
+fn expected(bundle: &Bundle) -> Vec<Vec<f32>> {
+    let portable = Portable::new(Numerics::Ane, Options { threads: 1, ..Options::default() });
+    converse(&mut Engine::open(&bundle.path, &portable).unwrap().session().unwrap())
+}
+
+#[test]
+fn a_session_is_the_portable_one_bit_for_bit_wherever_outputs_and_states_are() {
+    let bundle = bundle();
+    let expected = expected(&bundle);
+    for (outputs, holds_memory, refuses_borrowed_states) in
+        [(Outputs::InPlace, false, false), (Outputs::Padded, true, false), (Outputs::InPlace, false, true)]
+    {
+        let mac = mac();
+        mac.fake.faults().outputs = outputs;
+        mac.fake.faults().holds_memory = holds_memory;
+        mac.fake.faults().refuses_borrowed_states = refuses_borrowed_states;
+        let engine = Engine::open(&bundle.path, &mac.runtime).unwrap();
+        let shared = |layers: usize| match &mac.runtime.reports()[layers].sharing {
+            Sharing::Shared => !refuses_borrowed_states,
+            Sharing::Copied(functions, _) => refuses_borrowed_states && functions == &["prefill"],
+            Sharing::Alone => false,
+        };
+        assert!(shared(0) && shared(1));
+        engine.warm_up().unwrap();
+        assert_eq!(mac.fake.live_states(), 0, "the first calls keep nothing");
+        let mut session = engine.session().unwrap();
+        assert!(converse(&mut session) == expected);
+        drop(session);
+        assert_eq!(mac.fake.live_states(), 0);
+    }
+}
+
+#[test]
+fn head_slices_are_submitted_together() {
+    let bundle = bundle();
+    let expected = expected(&bundle);
+    let mac = mac();
+    let engine = Engine::open(&bundle.path, &mac.runtime).unwrap();
+    // From here on a slice's call that is made alone fails.
+    mac.fake.faults().meeting = Some(SLICES);
+    assert!(converse(&mut engine.session().unwrap()) == expected);
+}
+
+#[test]
+fn an_error_in_any_call_of_a_token_is_told_and_nothing_of_it_stays() {
+    let bundle = bundle();
+    let expected = expected(&bundle);
+    let mac = mac();
+    let engine = Engine::open(&bundle.path, &mac.runtime).unwrap();
+    let mut other = engine.session().unwrap();
+    other.feed(&[1, 2, 3], Logits::None).unwrap();
+    let states = mac.fake.live_states();
+    // Two layer shards, three slices: a token's calls, each failing once. Slices are called in no order.
+    for call in 0..5 {
+        let mut session = engine.session().unwrap();
+        session.feed(&[1], Logits::Last).unwrap();
+        let next = mac.fake.seen().predicted.load(Relaxed);
+        mac.fake.faults().predictions = Some((next + call, 1, failure(0, "error code: -14")));
+        let error = session.feed(&[2], Logits::Last).unwrap_err().to_string();
+        assert!(error.starts_with("main: Core ML failed") && error.contains("more shards"), "call {call}: {error}");
+        mac.fake.faults().predictions = None;
+        drop(session);
+        assert_eq!(mac.fake.live_states(), states, "call {call}");
+        assert!(converse(&mut engine.session().unwrap()) == expected, "call {call}: the next one begins anew");
+    }
+    // A conversation that was in between goes on as if nothing had been.
+    let mut alone = engine.session().unwrap();
+    alone.feed(&[1, 2, 3], Logits::None).unwrap();
+    assert!(other.feed(&[4], Logits::Last).unwrap() == alone.feed(&[4], Logits::Last).unwrap());
+}
