@@ -2,6 +2,7 @@
 
 mod cache;
 mod commands;
+mod energy;
 mod npz;
 mod options;
 mod runtime;

@@ -32,6 +32,16 @@ impl Speaker {
         let voice = Voice::open(bundle).with_context(|| bundle.display().to_string())?;
         Ok(Self { engine, voice, runtime: chosen.runtime().describe() })
     }
+
+    /// Pays what only first calls cost before anybody waits for an answer; says how long it took.
+    pub fn warm_up(&self, ui: &Ui) -> Result<()> {
+        let bar = ui.steps(1);
+        bar.doing("first calls");
+        let took = self.engine.warm_up()?;
+        drop(bar);
+        ui.say(format_args!("first calls of every function: {:.2} s", took.as_secs_f64()));
+        Ok(())
+    }
 }
 
 /// How tokens are drawn.

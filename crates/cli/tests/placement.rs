@@ -1,5 +1,6 @@
 //! The placement that is predicted for Phi-4-mini's published topology, from programs of its true dimensions.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom, Write};
 use std::path::Path;
@@ -7,6 +8,7 @@ use std::sync::Arc;
 
 use anemone_bundle::contract::WeightMode;
 use anemone_gate::residency::{Chip, Place, Prediction, Rules, Target, predict};
+use anemone_gate::sweep::{Edge, Guess, Search, name};
 use anemone_gguf::writer::Writer;
 use anemone_gguf::{BlockType, Gguf};
 use anemone_lower::build::program;
@@ -97,6 +99,24 @@ impl Phi {
         Self { _folder: folder, model }
     }
 
+    fn plan(&self, layers: LayerCut) -> Plan {
+        let options =
+            Options { layers, head_slices: Some(4), tokens: vec![1], reuse: None, host_files: Default::default() };
+        Plan::new(&self.model, &options).unwrap()
+    }
+
+    /// What is predicted for one shard, whatever is around it.
+    fn shard(&self, edge: Edge, target: Target) -> Prediction {
+        let single = |layer: usize| format!("{layer}-{}", layer + 1);
+        let before = (0..edge.start).map(single);
+        let cut: Vec<_> =
+            before.chain([format!("{}-{}", edge.start, edge.end)]).chain((edge.end..32).map(single)).collect();
+        let plan = self.plan(LayerCut::Ranges(cut.join(",")));
+        let piece = &plan.pieces[edge.start];
+        assert_eq!(piece.range, edge.range());
+        predict(&program(&self.model, piece, &[1]).unwrap().unwrap(), Rules::known(), target)
+    }
+
     /// What is predicted for each package of a cut.
     fn predict(&self, topology: &str, head_slices: usize, target: Target) -> Vec<(String, Prediction)> {
         let options = Options {
@@ -150,4 +170,32 @@ fn it_depends_on_sizes_and_chips_and_not_on_ranges() {
     let other = phi.predict("0-20,20-32", 4, Target { chip: Chip::M2, os: 15 });
     assert_eq!(other[0].1.place(), Place::Cpu);
     assert_eq!(other[0].1.rules()[0].confidence, "low");
+}
+
+#[test]
+fn no_shard_that_the_rules_put_on_the_cpu_is_proposed() {
+    let phi = Phi::new();
+    let mac = Target { chip: Chip::M4, os: 15 };
+    let bytes: Vec<u64> = phi.plan(LayerCut::Every(1)).pieces[..32].iter().map(|p| p.weight_bytes).collect();
+    let mut search = Search::new(bytes, Guess::default());
+    // Layers are alike, so one shard of each size speaks for all of that size.
+    let mut judged: BTreeMap<usize, Option<String>> = BTreeMap::new();
+    let mut judge = |edge: Edge| {
+        let judgement = || Some(phi.shard(edge, mac)).filter(|p| p.place() != Place::Ane).map(|p| p.summary());
+        judged.entry(edge.range().len()).or_insert_with(judgement).clone()
+    };
+    let mut proposals = Vec::new();
+    for _ in 0..20 {
+        let (ms, path) = search.propose(&mut judge).unwrap();
+        println!("{ms:.1} ms expected: {}", name(&path));
+        search.failed(path.clone());
+        proposals.push(path);
+    }
+    // Two calls are the fewest that the rules allow, and they come first.
+    assert_eq!(proposals[0].len(), 2, "{:?}", proposals[0]);
+    // Asked anew, and not of the search: shards of the proposals are expected on the Neural Engine.
+    for edge in proposals[0].iter().chain(&proposals[19]) {
+        assert_eq!(phi.shard(*edge, mac).place(), Place::Ane, "{edge:?}");
+    }
+    assert!(proposals.iter().flatten().all(|edge| judged[&edge.range().len()].is_none()));
 }

@@ -11,6 +11,7 @@ use clap::Parser;
 use serde_json::{Value as Json, json};
 
 use crate::Outcome;
+use crate::energy::{Energy, Meter, Span};
 use crate::options::{NumericsArg, RuntimeArgs};
 use crate::ui::{self, Ui};
 
@@ -18,7 +19,10 @@ use crate::ui::{self, Ui};
 #[derive(Parser)]
 #[command(
     after_help = "The prompt is made of seeded token ids, so nothing depends on a text. Rates are medians over the repetitions; the first \
-    repetition warms up and is reported apart, as cold. Energy: not measured.
+    repetition is reported apart, as cold, and so are loading and the first call of every function.
+
+Energy is what macOS's powermetrics estimates while this runs; it is root's, so run `sudo -v` before. Elsewhere, and where it \
+    refuses, energy is not measured.
 
 Example: anemone bench smollm2.anemone --prompt 512 --generate 128 --threads 2"
 )]
@@ -49,15 +53,20 @@ pub struct Args {
 
 /// One repetition.
 struct Pass {
-    prefill: Duration,
-    tokens: Vec<Duration>,
+    /// Calls of the layer shards, one after another.
+    prefill: Vec<Span>,
+    tokens: Vec<Span>,
     sampling: Duration,
     stages: Stages,
 }
 
 impl Pass {
+    fn prefill(&self) -> Duration {
+        self.prefill.iter().map(Span::length).sum()
+    }
+
     fn decode(&self) -> Duration {
-        self.tokens.iter().sum()
+        self.tokens.iter().map(Span::length).sum()
     }
 }
 
@@ -81,24 +90,32 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         );
     }
     let bar = ui.steps(1 + args.repeat as u64);
+    bar.doing("first calls");
+    let warm_up = engine.warm_up()?;
     bar.doing("bench");
+    let meter = Meter::start();
     let mut passes = Vec::new();
     for _ in 0..=args.repeat {
         passes.push(pass(&engine, &args)?);
         bar.advance(1);
     }
     drop(bar);
+    let energy = meter.map(Meter::stop);
     let cold = passes.remove(0);
-    let figures = figures(&args, &runtime.describe(), load, &cold, &passes);
+    let runs = Runs { args: &args, load, warm_up, cold, warm: passes };
+    let mut figures = figures(&runs, &runtime.describe());
+    figures["loads"] = chosen.loads().into();
+    figures["energy"] = self::energy(&runs, energy);
     if !args.no_journal {
         let text = format!(
-            "bench on {}: prefill {} at {:.1} tokens/s, decode at {:.1}; cold {:.1} and {:.1}; energy not measured",
+            "bench on {}: prefill {} at {:.1} tokens/s, decode at {:.1}; cold {:.1} and {:.1}; energy {}",
             runtime.describe(),
             args.prompt,
             figures["prefill"]["rate"].as_f64().unwrap_or_default(),
             figures["decode"]["rate"].as_f64().unwrap_or_default(),
             figures["cold"]["prefill_rate"].as_f64().unwrap_or_default(),
             figures["cold"]["decode_rate"].as_f64().unwrap_or_default(),
+            told(&figures["energy"]),
         );
         let hash = engine.manifest().hash();
         journal::append(&journal::of_bundle(&args.bundle), &[Line::now(Heading::Result, text, Some(&hash))])?;
@@ -127,9 +144,14 @@ fn pass(engine: &Engine, args: &Args) -> Result<Pass> {
     let ids = prompt(engine.contract().vocab, args.prompt);
     let mut logits = Vec::new();
     let mut session: Session<'_> = engine.session()?;
-    let start = Instant::now();
-    session.feed_into(&ids, Logits::Last, &mut logits)?;
-    let prefill = start.elapsed();
+    let (mut prefill, mut rest) = (Vec::new(), &ids[..]);
+    while !rest.is_empty() {
+        let (call, later) = rest.split_at(engine.call_tokens(rest.len()));
+        let start = Instant::now();
+        session.feed_into(call, if later.is_empty() { Logits::Last } else { Logits::None }, &mut logits)?;
+        prefill.push(Span { start, end: Instant::now() });
+        rest = later;
+    }
     if !args.after_prompt {
         session.truncate(0);
     }
@@ -141,7 +163,7 @@ fn pass(engine: &Engine, args: &Args) -> Result<Pass> {
         let drawn = start.elapsed();
         session.feed_into(&[id], Logits::Last, &mut logits)?;
         sampling += drawn;
-        tokens.push(start.elapsed());
+        tokens.push(Span { start, end: Instant::now() });
     }
     let after = session.stages();
     let stages =
@@ -159,24 +181,49 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-fn figures(args: &Args, runtime: &str, load: Duration, cold: &Pass, warm: &[Pass]) -> Json {
+/// Everything that was timed.
+struct Runs<'a> {
+    args: &'a Args,
+    load: Duration,
+    warm_up: Duration,
+    cold: Pass,
+    warm: Vec<Pass>,
+}
+
+fn ms(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e3
+}
+
+/// Percentiles of these spans, in milliseconds: of so many the nearest one.
+fn percentiles<'a>(spans: impl Iterator<Item = &'a Span>) -> Json {
+    let mut all: Vec<f64> = spans.map(|span| ms(span.length())).collect();
+    all.sort_by(f64::total_cmp);
+    let at = |part: f64| all[((all.len() - 1) as f64 * part).round() as usize];
+    json!({"p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": at(1.0)})
+}
+
+fn figures(runs: &Runs<'_>, runtime: &str) -> Json {
+    let Runs { args, cold, warm, .. } = runs;
     let over = |f: &dyn Fn(&Pass) -> f64| median(warm.iter().map(f).collect());
-    let prefill_rate = |p: &Pass| args.prompt as f64 / p.prefill.as_secs_f64();
+    let prefill_rate = |p: &Pass| args.prompt as f64 / p.prefill().as_secs_f64();
     let decode_rate = |p: &Pass| args.generate as f64 / p.decode().as_secs_f64();
     let each = |part: Duration| part.as_secs_f64() * 1e6 / args.generate as f64;
-    let mut latencies: Vec<f64> = warm.iter().flat_map(|p| &p.tokens).map(|t| t.as_secs_f64() * 1e3).collect();
-    latencies.sort_by(f64::total_cmp);
-    let at = |part: f64| latencies[((latencies.len() - 1) as f64 * part).round() as usize];
     json!({
         "runtime": runtime,
         "repeat": warm.len(),
-        "load_ms": load.as_secs_f64() * 1e3,
-        "prefill": {"tokens": args.prompt, "rate": over(&prefill_rate)},
+        "load_ms": ms(runs.load),
+        "warm_up_ms": ms(runs.warm_up),
+        "prefill": {
+            "tokens": args.prompt,
+            "calls": cold.prefill.len(),
+            "rate": over(&prefill_rate),
+            "latency_ms": percentiles(warm.iter().flat_map(|p| &p.prefill)),
+        },
         "decode": {
             "tokens": args.generate,
             "after_prompt": args.after_prompt,
             "rate": over(&decode_rate),
-            "latency_ms": {"p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": at(1.0)},
+            "latency_ms": percentiles(warm.iter().flat_map(|p| &p.tokens)),
             "per_token_us": {
                 "layers": over(&|p| each(p.stages.layers)),
                 "head": over(&|p| each(p.stages.head)),
@@ -185,17 +232,63 @@ fn figures(args: &Args, runtime: &str, load: Duration, cold: &Pass, warm: &[Pass
             },
         },
         "cold": {"prefill_rate": prefill_rate(cold), "decode_rate": decode_rate(cold)},
-        "energy": "not measured",
     })
+}
+
+/// Joules a token over the warm repetitions, or that they were not measured, and why.
+fn energy(runs: &Runs<'_>, energy: Result<Energy, String>) -> Json {
+    let energy = match energy {
+        Ok(energy) => energy,
+        Err(reason) => return format!("not measured: {reason}").into(),
+    };
+    let each = |spans: &dyn Fn(&Pass) -> Vec<Span>, tokens: usize| {
+        let spans: Vec<Span> = runs.warm.iter().flat_map(spans).collect();
+        let Some(mut rails) = energy.joules(&spans) else { return "not measured: no sample covers it".into() };
+        let tokens = (tokens * runs.warm.len()) as f64;
+        for (_, joules) in rails.as_object_mut().into_iter().flatten() {
+            *joules = joules.as_f64().map_or(joules.clone(), |j| json!(j / tokens));
+        }
+        rails
+    };
+    json!({
+        "by": "powermetrics, an estimate",
+        "unit": "J a token",
+        "prefill": each(&|p| p.prefill.clone(), runs.args.prompt),
+        "decode": each(&|p| p.tokens.clone(), runs.args.generate),
+    })
+}
+
+/// Energy in a line.
+fn told(energy: &Json) -> String {
+    let rails = |part: &Json| match part.as_object() {
+        Some(rails) => rails
+            .iter()
+            .map(|(rail, joules)| match joules.as_f64() {
+                Some(joules) => format!("{rail} {joules:.4}"),
+                None => format!("{rail} not measured"),
+            })
+            .collect::<Vec<_>>()
+            .join(", "),
+        None => part.as_str().unwrap_or_default().to_owned(),
+    };
+    match energy.as_str() {
+        Some(reason) => reason.to_owned(),
+        None => format!(
+            "J a token as powermetrics estimates it: prefill {}; decode {}",
+            rails(&energy["prefill"]),
+            rails(&energy["decode"])
+        ),
+    }
 }
 
 fn table(f: &Json) {
     let rate = |v: &Json| format!("{:.1}", v.as_f64().unwrap_or(f64::NAN));
     println!(
-        "{}, {} repetitions, loaded in {} ms\n",
+        "{}, {} repetitions, loaded in {} ms, first calls in {} ms\n",
         f["runtime"].as_str().unwrap_or(""),
         f["repeat"],
-        rate(&f["load_ms"])
+        rate(&f["load_ms"]),
+        rate(&f["warm_up_ms"])
     );
     ui::table(
         &["", "tokens", "warm tokens/s", "cold tokens/s"],
@@ -219,7 +312,9 @@ fn table(f: &Json) {
     let stage = |name: &str| vec![name.to_owned(), rate(&us[name])];
     ui::table(&["stage of a token", "us"], &["layers", "head", "host", "sampling"].map(stage));
     println!();
-    let latency = |name: &str| vec![name.to_owned(), rate(&ms[name])];
-    ui::table(&["latency of a token", "ms"], &["p50", "p90", "p99", "max"].map(latency));
-    println!("\nenergy: not measured");
+    let latency = |name: &str| vec![name.to_owned(), rate(&f["prefill"]["latency_ms"][name]), rate(&ms[name])];
+    let call = format!("ms a prefill call, of {}", f["prefill"]["calls"]);
+    ui::table(&["latency", &call, "ms a token"], &["p50", "p90", "p99", "max"].map(latency));
+    println!();
+    println!("energy: {}", told(&f["energy"]));
 }

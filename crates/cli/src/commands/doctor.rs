@@ -18,6 +18,7 @@ use serde::Serialize;
 
 use super::{build, demo};
 use crate::Outcome;
+use crate::energy;
 use crate::options::{NumericsArg, RuntimeArg, RuntimeArgs, open_source};
 use crate::runtime::Chosen;
 use crate::ui::{self, Ui};
@@ -67,6 +68,10 @@ fn machine() -> BTreeMap<String, String> {
         Ok(chosen) => chosen.runtime().describe(),
         Err(reason) => format!("not here: {reason}"),
     };
+    let energy = match energy::command() {
+        Ok(_) => "`bench` measures it: powermetrics can be run".to_owned(),
+        Err(reason) => format!("not measured: {reason}"),
+    };
     let found = |program: &str, without: &str| match found(program) {
         Some(path) => path.display().to_string(),
         None => format!("not here: {without}"),
@@ -77,7 +82,7 @@ fn machine() -> BTreeMap<String, String> {
         ("core ml", core_ml),
         ("portable runtime", "here: builds, checks, gates and serves; placement is predicted, not measured".to_owned()),
         ("escript", found("escript", "`smoke` is skipped (Debian: erlang-base; Homebrew: erlang)")),
-        ("energy", "not measured".to_owned()),
+        ("energy", energy),
         ("coremlcompiler", found("coremlcompiler", "an export's folders are compiled on a Mac with Xcode")),
     ]
     .into_iter()

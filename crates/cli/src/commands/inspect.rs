@@ -169,7 +169,13 @@ fn contract_row(field: &str, value: &Json, origins: &BTreeMap<String, String>) -
 fn bundle(path: &Path, json: bool) -> Result<()> {
     let manifest = Manifest::open(path)?;
     if json {
-        return print_json(&json!({"kind": "bundle", "hash": manifest.hash(), "manifest": manifest}));
+        let (layers, head) = (manifest.layers.len(), manifest.head.len());
+        return print_json(&json!({
+            "kind": "bundle",
+            "hash": manifest.hash(),
+            "calls_per_token": {"layers": layers, "head": head, "all": layers + head},
+            "manifest": manifest,
+        }));
     }
     println!("bundle of {}, built by {} from {}", manifest.name, manifest.tool, manifest.source.file);
     println!("hash {}\n", manifest.hash());
@@ -203,8 +209,12 @@ fn show_shards(manifest: &Manifest) {
     };
     let rows: Vec<_> = manifest.layers.iter().chain(&manifest.head).map(row).collect();
     ui::table(&["shard", "layers or rows", "size"], &rows);
-    let calls = manifest.layers.len() + manifest.head.len();
-    println!("\n{calls} calls a token; functions take {:?} tokens", manifest.tokens);
+    let (layers, head) = (manifest.layers.len(), manifest.head.len());
+    println!(
+        "\n{} calls a token: {layers} layer shards one after another, {head} head slices that Core ML is given together",
+        layers + head
+    );
+    println!("functions take {:?} tokens", manifest.tokens);
 }
 
 // ---- packages

@@ -69,6 +69,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     }
     let bundle = cache::bundle(&args.bundle, &args.runtime, ui)?;
     let speaker = Speaker::open(&bundle, &args.runtime, ui)?;
+    speaker.warm_up(ui)?;
     let bounds = Bounds {
         address: SocketAddr::new(args.host, args.port),
         key,

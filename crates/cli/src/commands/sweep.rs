@@ -6,9 +6,9 @@
 use std::fs::{File, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
-use std::time::Instant;
 
 use anemone_chat::Engine;
+use anemone_chat::engine::Logits;
 use anemone_gate::residency::Place;
 use anemone_gate::sweep::{Edge, Guess, Known, Profile, Search, Topology, name};
 use anemone_gate::verdict::TOOL;
@@ -31,7 +31,8 @@ use crate::ui::{self, Ui};
     that fails is in no later try. Every finding is a line of the evidence file; a sweep that was stopped goes on from it.
 
 On a Mac placement is Core ML's compute plan and times are Core ML's. Elsewhere placement is predicted and times are the \
-    portable runtime's, which say nothing about the Neural Engine; the file says which.
+    portable runtime's, which say nothing about the Neural Engine; the file says which. Times are those of the layer shards in a \
+    conversation that decodes with a whole head; host and head are not in them, being the same for every topology.
 
 Example: anemone sweep phi4-mini.gguf --evidence sweep.jsonl --tries 8"
 )]
@@ -241,28 +242,28 @@ fn attempt(args: &Args, chosen: &Chosen, subject: &Subject, topology: &[Edge], l
         return log.learn(Line::Failed { topology: topology.to_vec(), reason });
     }
     let tokens = (args.tokens as usize).min(engine.contract().context);
-    let (edges, whole) = time(&engine, topology.len(), tokens)?;
+    let (edges, whole) = time(&engine, tokens)?;
     for (&edge, ms) in topology.iter().zip(edges) {
         log.learn(Line::Edge { edge, known: Known::Measured(ms), by: run.measured_on.clone() })?;
     }
     log.learn(Line::Ran(Profile { topology: topology.to_vec(), tokens, ms: whole }))
 }
 
-/// Milliseconds a token: the median of each layer shard, and the mean of their whole chain, over tokens one after another. Each
-/// call is given the host's tables anew, and there is no head: both weigh on every topology alike, but for the number of calls.
-fn time(engine: &Engine, shards: usize, tokens: usize) -> Result<(Vec<f64>, f64)> {
-    let mut states = (0..shards).map(|n| engine.shard_state(n)).collect::<Result<Vec<_>, _>>()?;
-    let mut times = vec![Vec::with_capacity(tokens); shards];
-    let start = Instant::now();
+/// Milliseconds a token over tokens one after another, as a conversation decodes: the median of each layer shard, and the mean of
+/// their whole chain. Host and head are left out: they are the same for every topology.
+fn time(engine: &Engine, tokens: usize) -> Result<(Vec<f64>, f64)> {
+    engine.warm_up()?;
+    let mut session = engine.session()?;
+    let mut logits = Vec::new();
+    let mut times = vec![Vec::with_capacity(tokens); session.shard_times().len()];
     for position in 0..tokens {
-        let mut rows = engine.embed(&[(position % engine.contract().vocab) as u32])?;
-        for (n, state) in states.iter_mut().enumerate() {
-            let before = Instant::now();
-            rows = engine.run_shard(n, 0, &rows, position, state, None)?;
-            times[n].push(before.elapsed().as_secs_f64() * 1e3);
+        let before = session.shard_times().to_vec();
+        session.feed_into(&[(position % engine.contract().vocab) as u32], Logits::Last, &mut logits)?;
+        for ((times, after), before) in times.iter_mut().zip(session.shard_times()).zip(before) {
+            times.push((*after - before).as_secs_f64() * 1e3);
         }
     }
-    let whole = start.elapsed().as_secs_f64() * 1e3 / tokens as f64;
+    let whole = session.stages().layers.as_secs_f64() * 1e3 / tokens as f64;
     let median = |times: &mut Vec<f64>| {
         times.sort_by(f64::total_cmp);
         times[times.len() / 2]

@@ -54,6 +54,7 @@ const HELP: &str = "/system TEXT  a system prompt from here on; without a text, 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let bundle = cache::bundle(&args.bundle, &args.runtime, ui)?;
     let speaker = Speaker::open(&bundle, &args.runtime, ui)?;
+    speaker.warm_up(ui)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
     ctrlc::set_handler(move || flag.store(true, Ordering::Relaxed)).context("cannot listen for interrupts")?;
