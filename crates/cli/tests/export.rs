@@ -7,7 +7,7 @@ use std::fs;
 use common::*;
 use serde_json::Value;
 
-const FIELDS: [&str; 21] = [
+const FIELDS: [&str; 22] = [
     "artifacts_version",
     "model_family",
     "gguf",
@@ -29,6 +29,7 @@ const FIELDS: [&str; 21] = [
     "embed_bin",
     "layers",
     "lm_head_shards",
+    "speculative_verifier",
 ];
 
 fn exported(bundle: &Bundle) -> Vec<String> {
@@ -73,6 +74,7 @@ fn a_proven_bundle_is_exported_field_for_field() {
     assert_eq!(meta["layers"][1], serde_json::json!({"start": 2, "end": 3, "path": "compiled/layers/02-03.mlmodelc"}));
     assert_eq!(meta["lm_head_shards"][1]["shard_idx"], 1);
     assert_eq!(meta["lm_head_shards"][1]["mlmodelc"], "compiled/head/1.mlmodelc");
+    assert_eq!(meta["speculative_verifier"]["batch_tokens"], 1, "what `main` takes");
     assert!(bundle.path.join(meta["embed_bin"].as_str().unwrap()).is_file());
     // Outside the hash: the bundle is still the bundle that was proven.
     bundle.gate(&model, "contract");

@@ -2,7 +2,8 @@
 //!
 //! Fusing layers changes no arithmetic that a program states, so the baseline of one-layer shards judges a fused bundle more
 //! closely than any reference of another make: same weights, same numerics, same tokens. Likewise a token's logits may not
-//! depend on how many tokens a call took.
+//! depend on how many tokens a call took. The bound on that is one of figures; that the *tokens* are the same, which is what
+//! drafts rest on, is counted apart ([`drafts`]).
 
 use serde_json::json;
 
@@ -12,7 +13,7 @@ use crate::run::{Error, Run};
 use crate::stack_golden::{argmax, margin, session_logits};
 use crate::subject::Subject;
 use crate::thresholds::Thresholds;
-use crate::verdict::{Finding, Verdict};
+use crate::verdict::{Finding, TOOL, Verdict};
 
 /// The gate's name.
 pub const NAME: &str = "parity";
@@ -66,6 +67,8 @@ fn one(
     // The same tokens, one a call from the first on.
     let single = session_logits(run, &prompt.ids[..1], &[&prompt.ids[1..], fed].concat())?;
 
+    let other_tokens = single.chunks_exact(c.vocab).zip(found.chunks_exact(c.vocab));
+    let other_tokens = other_tokens.filter(|(s, f)| argmax(s) != argmax(f)).count();
     let chain = compare(&found, &expected, c.vocab, &thresholds.chain_tight);
     let steps = compare(&single, &found, c.vocab, &thresholds.chain_tight);
     let rows = found.chunks_exact(c.vocab).zip(expected.chunks_exact(c.vocab)).skip(prompt.ids.len() - 1);
@@ -89,8 +92,49 @@ fn one(
         (None, None, None) => (Verdict::Passed, summary),
     };
     let mut finding = subject.finding(NAME, &name, verdict, &run.measured_on, message);
-    finding.figures = json!({"answer_tokens": answer.len(), "baseline": chain.worst, "single_tokens": steps.worst, "bounds": thresholds.chain_tight});
+    finding.figures = json!({
+        "answer_tokens": answer.len(),
+        "baseline": chain.worst,
+        "single_tokens": steps.worst,
+        // Of so many rows, in how many the likeliest token is another when each token has a call of its own.
+        "single_rows": prompt.ids.len() + fed.len(),
+        "single_other_tokens": other_tokens,
+        "bounds": thresholds.chain_tight,
+    });
     Ok(finding)
+}
+
+/// Whether answers may be drafted ahead on a runtime of which it is not known that a token's result is the same however many
+/// tokens a call takes: where this gate has measured there (`measured_on`), on this very bundle (whose evidence `findings` are), that
+/// T = N and T = 1 give the same tokens. Says by what it was shown, or what is missing.
+pub fn drafts(findings: &[Finding], measured_on: &str) -> Result<String, String> {
+    let here = format!("{measured_on}, {TOOL}");
+    let here = findings.iter().filter(|f| f.gate == NAME && f.measured_on == here);
+    let (mut prompts, mut rows) = (0, 0);
+    for finding in here {
+        let part = &finding.subject;
+        if finding.verdict == Verdict::Skipped {
+            continue;
+        }
+        if finding.verdict != Verdict::Passed {
+            return Err(format!("gate {NAME}, {part}: {}", finding.verdict.name()));
+        }
+        let figure = |name: &str| finding.figures.get(name).and_then(serde_json::Value::as_u64);
+        match (figure("single_rows"), figure("single_other_tokens")) {
+            (Some(n), Some(0)) => rows += n,
+            (_, Some(n)) => return Err(format!("gate {NAME}, {part}: {n} tokens depend on how many a call takes")),
+            (_, None) => {
+                return Err(format!("gate {NAME}, {part}: does not say whether tokens were the same; run it again"));
+            }
+        }
+        prompts += 1;
+    }
+    match rows {
+        0 => Err(format!("gate {NAME} has not run on {measured_on}")),
+        _ => Ok(format!(
+            "gate {NAME} on {measured_on}: {prompts} prompts, the same token at all {rows} positions with T = N and T = 1"
+        )),
+    }
 }
 
 struct Compared {
@@ -117,4 +161,39 @@ fn greedy(run: &Run<'_>, prompt: &[u32], max_tokens: usize) -> Result<(Vec<u32>,
         logits.extend(row);
     }
     Ok((answer, logits))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn drafts_need_the_same_tokens_measured_here() {
+        let finding = |subject: &str, verdict, measured_on: &str, figures| Finding {
+            gate: NAME.to_owned(),
+            subject: subject.to_owned(),
+            verdict,
+            measured_on: format!("{measured_on}, {TOOL}"),
+            bundle: String::new(),
+            message: String::new(),
+            figures,
+        };
+        let rows = |n: u64, others: u64| json!({"single_rows": n, "single_other_tokens": others});
+        let passed = |n, others, on: &str| finding("prompt a", Verdict::Passed, on, rows(n, others));
+        let says = |findings: &[Finding]| drafts(findings, "here").unwrap_or_else(|reason| format!("no: {reason}"));
+        assert_eq!(says(&[]), "no: gate parity has not run on here");
+        assert_eq!(says(&[passed(40, 0, "elsewhere")]), "no: gate parity has not run on here");
+        let skipped = finding("prompt long", Verdict::Skipped, "here", json!(null));
+        assert_eq!(says(&[skipped.clone()]), "no: gate parity has not run on here");
+        assert_eq!(
+            says(&[passed(40, 0, "here"), skipped, passed(2, 0, "here"), passed(9, 9, "elsewhere")]),
+            "gate parity on here: 2 prompts, the same token at all 42 positions with T = N and T = 1"
+        );
+        let one = "no: gate parity, prompt a: 1 tokens depend on how many a call takes";
+        assert_eq!(says(&[passed(40, 0, "here"), passed(40, 1, "here")]), one);
+        let failed = finding("prompt b", Verdict::Failed, "here", rows(40, 0));
+        assert_eq!(says(&[passed(40, 0, "here"), failed]), "no: gate parity, prompt b: failed");
+        let old = finding("prompt c", Verdict::Passed, "here", json!({}));
+        assert!(says(&[passed(40, 0, "here"), old]).contains("run it again"));
+    }
 }

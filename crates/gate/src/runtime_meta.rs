@@ -84,9 +84,14 @@ pub fn remarks(manifest: &Manifest, turn_end: u32) -> Vec<String> {
         ));
     }
     if manifest.tokens.len() > 1 {
-        let prefill = "its function for several tokens is not listed: speculative_verifier means shards of their own";
+        let prefill = "its function for several tokens is not used there: that runtime knows packages of one function";
         all.push(prefill.to_owned());
     }
+    all.push(
+        "head slices take their rows as `x`, and the published runtime gives them as `hidden`: change the name in the line of \
+         its source that makes the head's input (docs/mac.md has the command)"
+            .to_owned(),
+    );
     all
 }
 
@@ -191,6 +196,9 @@ pub fn meta(manifest: &Manifest, turn_end: u32, unproven: &[String]) -> Value {
     put("embed_bin", layout::EMBEDDING.into());
     put("layers", layers.collect());
     put("lm_head_shards", head.collect());
+    // Of this the runtime takes the number alone: how many tokens it gives the layer shards in a call, 4 where nothing is said.
+    // `main` takes one.
+    put("speculative_verifier", json!({"batch_tokens": 1, "layers": [], "lm_head_shards": []}));
     if !unproven.is_empty() {
         put("anemone_unproven", unproven.into());
     }
