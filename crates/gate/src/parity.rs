@@ -184,7 +184,7 @@ mod tests {
         assert_eq!(says(&[]), "no: gate parity has not run on here");
         assert_eq!(says(&[passed(40, 0, "elsewhere")]), "no: gate parity has not run on here");
         let skipped = finding("prompt long", Verdict::Skipped, "here", json!(null));
-        assert_eq!(says(&[skipped.clone()]), "no: gate parity has not run on here");
+        assert_eq!(says(std::slice::from_ref(&skipped)), "no: gate parity has not run on here");
         assert_eq!(
             says(&[passed(40, 0, "here"), skipped, passed(2, 0, "here"), passed(9, 9, "elsewhere")]),
             "gate parity on here: 2 prompts, the same token at all 42 positions with T = N and T = 1"
