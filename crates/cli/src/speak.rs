@@ -27,9 +27,15 @@ impl Speaker {
         let bar = ui.steps(1);
         bar.doing("loading");
         let chosen = runtime.choose(NumericsArg::Fast)?;
-        let engine = Engine::open(bundle, chosen.runtime())?;
+        // Large vocabularies take as long to read as shards do.
+        let (engine, voice) = std::thread::scope(|scope| {
+            let voice = scope.spawn(|| Voice::open(bundle));
+            let engine = Engine::open(bundle, chosen.runtime());
+            (engine, voice.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+        });
+        let engine = engine?;
         chosen.tell_loads(ui);
-        let voice = Voice::open(bundle).with_context(|| bundle.display().to_string())?;
+        let voice = voice.with_context(|| bundle.display().to_string())?;
         Ok(Self { engine, voice, runtime: chosen.runtime().describe() })
     }
 

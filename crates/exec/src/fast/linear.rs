@@ -15,10 +15,9 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use anemone_mil::ir::Literal;
-use memmap2::MmapMut;
-
+use super::resident::Resident;
 use super::simd::{LANES, Simd, Task};
+use anemone_mil::ir::Literal;
 
 /// Columns that are summed in 32 bits.
 pub const CHUNK: usize = 2048;
@@ -58,22 +57,29 @@ pub enum Weights {
     Palette(Arc<[f32]>),
 }
 
-/// Where the bytes of a [`Matrix`] are.
+/// Where the bytes of a [`Matrix`] are: in the package's mapped file, and once they have been copied, in the copy.
 #[derive(Clone, Debug)]
-pub enum Bytes {
-    /// As the package stores them, in its mapped file.
-    Stored(Literal),
-    /// A part of a copy; see [`resident`](super::resident).
-    Resident(Arc<MmapMut>, Range<usize>),
+pub struct Bytes {
+    stored: Literal,
+    copy: Option<(Arc<Resident>, usize)>,
 }
 
 impl Bytes {
+    /// Bytes as the package stores them.
+    pub fn stored(stored: Literal) -> Self {
+        Self { stored, copy: None }
+    }
+
+    /// Has them read from this offset of the copy, as soon as that exists.
+    pub fn expect(&mut self, copy: &Arc<Resident>, at: usize) {
+        self.copy = Some((Arc::clone(copy), at));
+    }
+
     /// The bytes.
     pub fn get(&self) -> &[u8] {
-        match self {
-            Bytes::Stored(literal) => literal.bytes().unwrap_or_default(),
-            Bytes::Resident(map, range) => &map[range.clone()],
-        }
+        let stored = self.stored.bytes().unwrap_or_default();
+        let copied = self.copy.as_ref().and_then(|(copy, at)| copy.get(*at, stored.len()));
+        copied.unwrap_or(stored)
     }
 }
 

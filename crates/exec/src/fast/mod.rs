@@ -6,7 +6,7 @@
 //! portable runtime, so that every package works.
 //!
 //! Values are f32 throughout, whatever float type the program declares, as in `exact`; only what meets 8-bit weights is rounded,
-//! to 16 bits ([`linear`]). Weights are copied once, to large pages ([`resident`]).
+//! to 16 bits ([`linear`]). Weights are copied once, to large pages, when a package is called again ([`resident`]).
 //!
 //! **Invariants.** A token's result is equal bit for bit whatever the number of tokens in its call, of threads, or the instruction
 //! set: each kernel fixes the order of its sums for one token alone, and units of work that threads share out at will never
@@ -122,8 +122,8 @@ impl Fast {
         });
         let form = match plans {
             Ok(mut plans) => {
-                resident::gather(plans.iter_mut().flat_map(Plan::matrices), &self.team);
-                Form::Planned { plans }
+                let copy = resident::Copy::of(plans.iter_mut().flat_map(Plan::matrices));
+                Form::Planned { plans, copy }
             }
             Err((index, reason)) => {
                 let reason = format!("{}: {reason}", program.functions[index].name);
@@ -163,8 +163,8 @@ impl Runtime for Fast {
 
 /// How a package is executed.
 enum Form {
-    /// By plans, one for each function.
-    Planned { plans: Vec<Plan> },
+    /// By plans, one for each function, on weights that are still to be copied or have been.
+    Planned { plans: Vec<Plan>, copy: resident::Copy },
     /// Op by op, and why.
     Whole { model: Box<PortableModel>, reason: String },
 }
@@ -235,7 +235,7 @@ impl FastModel {
     /// What a function's plan does, a line for each step; or why the package runs op by op.
     pub fn listing(&self, function: usize) -> Vec<String> {
         match &self.form {
-            Form::Planned { plans } => plans.get(function).map(Plan::listing).unwrap_or_default(),
+            Form::Planned { plans, .. } => plans.get(function).map(Plan::listing).unwrap_or_default(),
             Form::Whole { reason, .. } => vec![format!("op by op on the portable runtime ({reason})")],
         }
     }
@@ -368,7 +368,7 @@ impl Model for FastModel {
 
     fn most_tokens(&self, function: usize) -> Option<usize> {
         match &self.form {
-            Form::Planned { plans } => plans.get(function).filter(|p| p.elastic).map(|_| MOST_TOKENS),
+            Form::Planned { plans, .. } => plans.get(function).filter(|p| p.elastic).map(|_| MOST_TOKENS),
             Form::Whole { .. } => None,
         }
     }
@@ -376,7 +376,7 @@ impl Model for FastModel {
     fn new_state(&self) -> Result<State, Error> {
         let islands = match &self.form {
             Form::Whole { model, .. } => return model.new_state(),
-            Form::Planned { plans } => {
+            Form::Planned { plans, .. } => {
                 let of = |plan: &Plan| {
                     let islands = plan.steps.iter().filter_map(|step| match step {
                         Step::Island(island) => Some(island.new_state()),
@@ -400,9 +400,9 @@ impl Model for FastModel {
     }
 
     fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error> {
-        let plans = match &self.form {
+        let (plans, copy) = match &self.form {
             Form::Whole { model, .. } => return model.run(function, inputs, state),
-            Form::Planned { plans } => plans,
+            Form::Planned { plans, copy } => (plans, copy),
         };
         let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
         let tokens = self.tokens(function, plan, inputs)?;
@@ -412,6 +412,7 @@ impl Model for FastModel {
             Tensor::new(&shape, Data::F32(vec![0.0; n]))
         };
         let mut outputs: Vec<Tensor> = plan.outputs.iter().map(blank).collect();
+        copy.before_call(&self.team);
         self.call(function, plan, tokens, inputs, state, &mut outputs)?;
         Ok(outputs)
     }
@@ -423,9 +424,9 @@ impl Model for FastModel {
         state: &mut State,
         outputs: &mut [Tensor],
     ) -> Result<(), Error> {
-        let plans = match &self.form {
+        let (plans, copy) = match &self.form {
             Form::Whole { model, .. } => return model.run_into(function, inputs, state, outputs),
-            Form::Planned { plans } => plans,
+            Form::Planned { plans, copy } => (plans, copy),
         };
         let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
         let tokens = self.tokens(function, plan, inputs)?;
@@ -435,6 +436,7 @@ impl Model for FastModel {
         if outputs.len() != plan.outputs.len() || !outputs.iter().zip(&plan.outputs).all(fits) {
             return Err(self.signatures[function].refuse("outputs", "outputs of the call's shapes", "others"));
         }
+        copy.before_call(&self.team);
         self.call(function, plan, tokens, inputs, state, outputs)
     }
 }

@@ -394,7 +394,7 @@ impl<'a, 'g> Selector<'a, 'g> {
             Elements::Floats(v) => (Weights::Half, Literal::f16s(&shape, &v)),
             Elements::Ints(_) => return None,
         };
-        Some(Matrix { rows, columns, elements, data: Bytes::Stored(data) }).filter(Matrix::is_whole)
+        Some(Matrix { rows, columns, elements, data: Bytes::stored(data) }).filter(Matrix::is_whole)
     }
 
     fn norm(&self, id: ValueId, axis: Option<usize>) -> Option<Source> {

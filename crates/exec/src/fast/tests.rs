@@ -9,8 +9,10 @@ use proptest::prelude::*;
 use super::attention::{Answer, Attention, Layer, Masked, Masks, Write};
 use super::cache::Cache;
 use super::linear::{Activations, Bytes, Matrix, Output, PADDING, Product, Weights, round_row};
+use super::resident::Copy;
 use super::rows::{Arena, Prepared, Rotation, Row, RowSource, Turned, View};
 use super::simd::{Isa, LANES, Simd, Task, exp};
+use super::team::Team;
 
 /// Numbers in -1..1.
 fn noise(seed: u64, n: usize) -> Vec<f32> {
@@ -112,7 +114,7 @@ impl Case {
         x.iter_mut().step_by(97).for_each(|v| *v *= 30.0);
         let (elements, data) = elements;
         Self {
-            matrix: Matrix { rows, columns, elements, data: Bytes::Stored(data) },
+            matrix: Matrix { rows, columns, elements, data: Bytes::stored(data) },
             values,
             x,
             bias: noise(seed + 3, rows),
@@ -136,7 +138,7 @@ impl Case {
         ];
         let values: Vec<f64> = values.into_iter().map(f64::from).collect();
         forms.map(|(elements, data)| {
-            let matrix = Matrix { rows, columns, elements, data: Bytes::Stored(data) };
+            let matrix = Matrix { rows, columns, elements, data: Bytes::stored(data) };
             assert!(matrix.is_whole());
             Self { matrix, values: values.clone(), x: case.x.clone(), bias: case.bias.clone() }
         })
@@ -381,7 +383,7 @@ fn activations_never_overflow_their_sums() {
         let x = vec![-3.0f32; columns];
         let case = Case {
             values: vec![-128.0; 4 * columns],
-            matrix: Matrix { rows: 4, columns, elements, data: Bytes::Stored(data) },
+            matrix: Matrix { rows: 4, columns, elements, data: Bytes::stored(data) },
             x,
             bias: vec![0.0; 4],
         };
@@ -404,4 +406,25 @@ fn activations_never_overflow_their_sums() {
         row[7] = broken;
         assert!(Isa::best().run(Round(row, &mut ints)).is_nan());
     }
+}
+
+#[test]
+fn weights_are_copied_before_the_second_call_and_stay_the_same() {
+    let case = |seed| Case::new(seed, 3, 100, 1, true, 1).matrix;
+    let (a, b) = (case(1), case(2));
+    // As functions of a package do, two matrices share their bytes.
+    let mut matrices = [a.clone(), b, a];
+    let before = matrices.each_ref().map(|m| m.bytes().to_vec());
+    let stored = matrices.each_ref().map(|m| m.bytes().as_ptr());
+    let copy = Copy::of(matrices.iter_mut());
+    let team = Team::new(2);
+    copy.before_call(&team);
+    assert_eq!(matrices.each_ref().map(|m| m.bytes().as_ptr()), stored);
+    copy.before_call(&team);
+    let copied = matrices.each_ref().map(|m| m.bytes().as_ptr());
+    assert!(copied.iter().zip(&stored).all(|(copied, stored)| copied != stored && copied.align_offset(64) == 0));
+    assert!(copied[0] == copied[2] && copied[0] != copied[1]);
+    assert_eq!(matrices.each_ref().map(|m| m.bytes().to_vec()), before);
+    copy.before_call(&team);
+    assert_eq!(matrices.each_ref().map(|m| m.bytes().as_ptr()), copied);
 }
