@@ -9,6 +9,7 @@ use anemone_bundle::{Contract, Manifest, layout, manifest};
 use anemone_exec::{self as exec, Call, Dtype, Model, Runtime, Signature, State, Tensor};
 use memmap2::Mmap;
 
+use crate::draft::Drafts;
 use crate::host::{self, HostInputs};
 
 /// Why a bundle could not be loaded or run.
@@ -141,6 +142,7 @@ pub struct Engine {
     /// Of the rotation, inverse.
     frequencies: Vec<f64>,
     float: Dtype,
+    drafts: Drafts,
 }
 
 impl Engine {
@@ -168,7 +170,31 @@ impl Engine {
         let float = layers[0].model.float();
         let frequencies = manifest.contract.inverse_frequencies();
         let head_overlaps = head.iter().all(|slice| slice.model.overlaps());
-        Ok(Self { manifest, layers, head, head_overlaps, embedding, frequencies, float })
+        let drafts = Drafts::Never;
+        let mut engine = Self { manifest, layers, head, head_overlaps, embedding, frequencies, float, drafts };
+        if engine.takes_any_number() {
+            engine.drafts = Drafts::Measured;
+        }
+        Ok(engine)
+    }
+
+    /// Whether its runtime takes a call of any number of tokens through the bundle's function of several, and pads nothing.
+    /// Drafts gain time there alone, and there alone are they made where nobody says otherwise: of a runtime that is not ours it
+    /// is not known that a token's logits are the same bits through both functions, which is what drafts rest on.
+    pub fn takes_any_number(&self) -> bool {
+        let any = |s: &Shard| s.functions.last().is_some_and(|f| s.model.most_tokens(f.index).is_some());
+        self.manifest.tokens.len() > 1 && self.layers.iter().chain(&self.head).all(any)
+    }
+
+    /// The same engine with drafts made so; without a function of several tokens there are none.
+    pub fn with_drafts(mut self, drafts: Drafts) -> Self {
+        self.drafts = if self.manifest.tokens.len() > 1 { drafts } else { Drafts::Never };
+        self
+    }
+
+    /// Whether answers are drafted ahead.
+    pub fn drafts(&self) -> Drafts {
+        self.drafts
     }
 
     /// The bundle's manifest.
@@ -391,8 +417,8 @@ struct HeadCall {
     parts: Vec<Tensor>,
 }
 
-/// Sizes of calls that are remembered: one token, a full block, and the rest of a prompt.
-const KEPT: usize = 3;
+/// Sizes of calls that are remembered: one token, a full block, the rest of a prompt, and a token with each length of draft.
+const KEPT: usize = 3 + crate::draft::LENGTHS.len();
 
 /// The remembered call that fits; the oldest makes way for a new one.
 fn kept<T>(calls: &mut Vec<T>, fits: impl Fn(&T) -> bool, make: impl FnOnce() -> T) -> &mut T {
@@ -411,13 +437,20 @@ fn kept<T>(calls: &mut Vec<T>, fits: impl Fn(&T) -> bool, make: impl FnOnce() ->
 pub enum Logits {
     /// Those after the last token.
     Last,
+    /// Those after each of so many last tokens.
+    Tail(usize),
     /// Those after every token.
     All,
     /// None at all, where more of the prompt follows.
     None,
 }
 
-impl Session<'_> {
+impl<'e> Session<'e> {
+    /// The engine it runs on.
+    pub fn engine(&self) -> &'e Engine {
+        self.engine
+    }
+
     /// The contract of the bundle it runs on.
     pub fn contract(&self) -> &Contract {
         self.engine.contract()
@@ -471,15 +504,18 @@ impl Session<'_> {
         }
         let start = Instant::now();
         let (mut layers, mut rest) = (Duration::ZERO, ids);
+        // Of the first token whose logits are wanted.
+        let first = match want {
+            Logits::All => 0,
+            Logits::Tail(count) => ids.len().saturating_sub(count),
+            Logits::Last => ids.len().saturating_sub(1),
+            Logits::None => ids.len(),
+        };
         self.rows.clear();
         while !rest.is_empty() {
             let (function, tokens) = self.engine.block(&self.engine.layers, rest.len());
             let (block, later) = rest.split_at(tokens.min(rest.len()));
-            let wanted = match want {
-                Logits::All => 0..block.len(),
-                Logits::Last if later.is_empty() => block.len() - 1..block.len(),
-                Logits::Last | Logits::None => 0..0,
-            };
+            let wanted = first.saturating_sub(ids.len() - rest.len()).min(block.len())..block.len();
             layers += self.step(block, function, tokens, wanted)?;
             rest = later;
         }

@@ -2,6 +2,11 @@
 //!
 //! [`Generation`] is an answer in the making. It sees logits and gives tokens, and owns no session, so that whoever owns one
 //! may take turns between many answers ([`generate`] just loops). What ends an answer is decided here alone.
+//!
+//! A draft ([`crate::draft`]) is fed behind the tokens that are sure, and logits are taken after each of its tokens. Each draw then
+//! is what it would have been: mask, penalty and random numbers see the tokens drawn before it and nothing else. While a draw
+//! gives what the draft foresaw, the next row of logits is the right one; at the first that differs the rest of the draft is taken
+//! back from the session. So **the answer and the session are the same with and without drafts**.
 
 use std::collections::BTreeSet;
 use std::ops::ControlFlow;
@@ -10,12 +15,16 @@ use std::time::{Duration, Instant};
 use anemone_bundle::Contract;
 use serde::Serialize;
 
+use crate::draft::{Drafter, Drafts};
 use crate::engine::{self, Logits, Session};
 use crate::grammar::Matcher;
 use crate::pool::Lease;
 use crate::sample::{Choice, Sampler};
 use crate::stop::StopStrings;
 use crate::tokenizer::{Control, StreamDecoder, Tokenizer};
+
+/// Tokens of an answer that room is made for at its start.
+const ROOM: usize = 4096;
 
 /// What bounds an answer.
 #[derive(Clone, Debug)]
@@ -66,6 +75,10 @@ pub struct Timings {
     pub generated_tokens: usize,
     /// From the first logits to the end, in milliseconds.
     pub decode_ms: f64,
+    /// Tokens that were drafted,
+    pub drafted_tokens: usize,
+    /// of which so many were what was drawn.
+    pub accepted_tokens: usize,
 }
 
 impl Timings {
@@ -111,6 +124,13 @@ pub struct Generation<'t> {
     /// Bytes of text decoded so far.
     decoded: usize,
     forced: usize,
+    drafter: Drafter,
+    /// What is fed next: what is unfed, and a draft
+    feed: Vec<u32>,
+    /// that begins here,
+    sure: usize,
+    /// and of which so many tokens were drawn.
+    foreseen: usize,
     finish: Option<Finish>,
 }
 
@@ -129,6 +149,9 @@ impl<'t> Generation<'t> {
     ) -> Result<Self, crate::Error> {
         let strings = StopStrings::new(limits.stop_strings.clone())?;
         let finish = (limits.max_tokens == Some(0)).then_some(Finish::Length);
+        let mut prompt = prompt;
+        // What was asked for, or the beginning of it.
+        prompt.reserve(limits.max_tokens.unwrap_or(usize::MAX).min(ROOM));
         Ok(Self {
             tokenizer,
             stop_tokens,
@@ -142,8 +165,18 @@ impl<'t> Generation<'t> {
             history: prompt,
             decoded: 0,
             forced: 0,
+            drafter: Drafter::default(),
+            feed: Vec::new(),
+            sure: 0,
+            foreseen: 0,
             finish,
         })
+    }
+
+    /// The same, with drafts.
+    pub fn with_drafts(mut self, drafts: Drafts) -> Self {
+        self.drafter = Drafter::new(drafts);
+        self
     }
 
     /// What ended it, once something has.
@@ -166,6 +199,11 @@ impl<'t> Generation<'t> {
         self.forced
     }
 
+    /// How many tokens were drafted, and how many of these were what was drawn.
+    pub fn drafted(&self) -> (usize, usize) {
+        self.drafter.counts()
+    }
+
     /// Tokens the session is to be fed before the next draw.
     pub fn unfed(&self) -> &[u32] {
         &self.history[self.history.len() - self.unfed..]
@@ -176,22 +214,67 @@ impl<'t> Generation<'t> {
         self.unfed -= count;
     }
 
-    /// Draws the next token from the logits after everything fed; those that a grammar forces behind it follow. `left` is
-    /// how many positions the session has.
+    /// What is unfed, with a draft behind it where one is worth its time; the second is how long that is. They are to be fed
+    /// now, in one piece, and the logits after the last that is unfed and after each of the draft are what
+    /// [`draw`](Self::draw) takes. `left` is how many positions the session has.
+    pub fn ahead(&mut self, left: usize) -> (&[u32], usize) {
+        self.feed.clear();
+        self.feed.extend_from_slice(&self.history[self.history.len() - self.unfed..]);
+        (self.sure, self.foreseen) = (self.unfed, 0);
+        let drawn = self.history.len() - self.prompt;
+        if drawn > 0 {
+            // The last draw needs no draft.
+            let wanted = self.limits.max_tokens.map_or(usize::MAX, |max| max.saturating_sub(drawn + 1));
+            let most = left.saturating_sub(self.unfed).min(wanted);
+            self.drafter.draft(&self.history, self.unfed, most, &mut self.feed);
+        }
+        self.unfed = 0;
+        (&self.feed, self.feed.len() - self.sure)
+    }
+
+    /// Draws the next token from `logits` `[1 + draft, vocab]` after everything fed; those that a grammar forces behind it
+    /// follow. All of them are put into `drawn`. `left` is how many positions the session has.
     ///
     /// # Errors
     /// Logits that are no distribution, or a grammar that no token can go on with.
-    pub fn draw(&mut self, logits: &[f32], left: usize) -> Result<Vec<Drawn>, crate::Error> {
+    pub fn draw(&mut self, logits: &[f32], left: usize, drawn: &mut Vec<Drawn>) -> Result<(), crate::Error> {
+        drawn.clear();
+        self.drafter.computed(self.feed.len());
+        let draft = self.feed.len() - self.sure;
+        let vocab = logits.len() / (1 + draft);
+        let row = &logits[self.foreseen * vocab..(self.foreseen + 1) * vocab];
+        // What is left of the draft will be taken back.
+        let left = left.saturating_add(draft - self.foreseen);
         let mask = self.matcher.as_mut().map(Matcher::mask).transpose()?;
-        let choice = self.sampler.choose(logits, &self.history, mask.as_ref())?;
-        let mut drawn = vec![self.take(choice, left)?];
+        let choice = self.sampler.choose(row, &self.history, mask.as_ref())?;
+        drawn.push(self.take(choice, left)?);
         while self.finish.is_none() {
             let Some(id) = self.matcher.as_mut().and_then(Matcher::forced) else { break };
             self.forced += 1;
             // Without logits there is no log-probability; see `Matcher::looking`.
-            drawn.push(self.take(Choice { id, logprob: 0.0, top: Vec::new() }, left)?);
+            drawn.push(self.take(Choice { id, logprob: None, top: Vec::new() }, left)?);
         }
-        Ok(drawn)
+        Ok(())
+    }
+
+    /// Whether the draft foresaw what was drawn, so that the same logits have a row for the next draw.
+    pub fn goes_on(&mut self) -> bool {
+        if self.finish.is_some() {
+            return false;
+        }
+        let draft = &self.feed[self.sure + self.foreseen..];
+        let unfed = &self.history[self.history.len() - self.unfed..];
+        let foreseen = unfed.iter().zip(draft).take_while(|(a, b)| a == b).count();
+        let all = foreseen == unfed.len();
+        self.drafter.drawn(unfed[0], foreseen, !all && foreseen < draft.len());
+        self.foreseen += foreseen;
+        self.unfed -= foreseen;
+        all
+    }
+
+    /// How many tokens of the draft were fed in vain: the session is to forget so many of its last.
+    pub fn rejected(&self) -> usize {
+        self.feed.len() - self.sure - self.foreseen
     }
 
     /// Ends the answer where nothing in it did, and gives the text that was held back.
@@ -242,8 +325,12 @@ pub trait Feed {
     fn held(&self) -> usize;
     /// Positions left.
     fn left(&self) -> usize;
-    /// As [`Session::feed`].
-    fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, engine::Error>;
+    /// Whether its runtime is given drafts.
+    fn drafts(&self) -> Drafts;
+    /// As [`Session::feed_into`].
+    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), engine::Error>;
+    /// Forgets the last `count` tokens.
+    fn retract(&mut self, count: usize);
 }
 
 impl Feed for Session<'_> {
@@ -259,8 +346,16 @@ impl Feed for Session<'_> {
         self.left()
     }
 
-    fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, engine::Error> {
-        self.feed(ids, want)
+    fn drafts(&self) -> Drafts {
+        self.engine().drafts()
+    }
+
+    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), engine::Error> {
+        self.feed_into(ids, want, logits)
+    }
+
+    fn retract(&mut self, count: usize) {
+        self.truncate(self.position() - count);
     }
 }
 
@@ -277,8 +372,16 @@ impl Feed for Lease<'_, '_> {
         self.left()
     }
 
-    fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, engine::Error> {
-        self.feed(ids, want)
+    fn drafts(&self) -> Drafts {
+        self.engine().drafts()
+    }
+
+    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), engine::Error> {
+        self.feed_into(ids, want, logits)
+    }
+
+    fn retract(&mut self, count: usize) {
+        self.truncate(self.tokens().len() - count);
     }
 }
 
@@ -293,23 +396,29 @@ pub fn generate(
     listen: &mut dyn FnMut(&str) -> ControlFlow<()>,
 ) -> Result<Answer, crate::Error> {
     let stop = session.contract().tokens.stop.clone();
-    let mut generation = Generation::new(tokenizer, stop, prompt.to_vec(), sampler.clone(), limits.clone(), None)?;
+    let mut generation = Generation::new(tokenizer, stop, prompt.to_vec(), sampler.clone(), limits.clone(), None)?
+        .with_drafts(session.drafts());
     let start = Instant::now();
-    let computed = &prompt[session.held()..];
-    let mut logits = session.feed(computed, Logits::Last)?;
-    generation.fed(prompt.len());
+    generation.fed(session.held());
+    let computed = generation.unfed().len();
+    let (mut logits, mut drawn) = (Vec::new(), Vec::new());
+    session.feed_into(generation.ahead(session.left()).0, Logits::Last, &mut logits)?;
     let first_logits = logits.clone();
     let prompt_time = start.elapsed();
     let mut text = String::new();
     let mut cancelled = false;
     while generation.finish().is_none() && !cancelled {
-        for drawn in generation.draw(&logits, session.left())? {
+        generation.draw(&logits, session.left(), &mut drawn)?;
+        for drawn in &drawn {
             text.push_str(&drawn.text);
             cancelled |= !drawn.text.is_empty() && listen(&drawn.text).is_break();
         }
-        if generation.finish().is_none() && !cancelled {
-            logits = session.feed(generation.unfed(), Logits::Last)?;
-            generation.fed(generation.unfed().len());
+        if cancelled || !generation.goes_on() {
+            session.retract(generation.rejected());
+            if generation.finish().is_none() && !cancelled {
+                let (ids, draft) = generation.ahead(session.left());
+                session.feed_into(ids, Logits::Tail(1 + draft), &mut logits)?;
+            }
         }
     }
     let finish = if cancelled { Finish::Cancelled } else { generation.finish().unwrap_or(Finish::Stop) };
@@ -318,13 +427,17 @@ pub fn generate(
     if !rest.is_empty() && !cancelled {
         let _ = listen(&rest);
     }
-    *sampler = generation.sampler;
-    let ids = generation.history.split_off(generation.prompt);
-    let timings = timings(computed.len(), prompt_time, ids.len(), start.elapsed());
-    Ok(Answer { ids, text, finish, timings, first_logits })
-}
-
-fn timings(prompt_tokens: usize, prompt: Duration, generated_tokens: usize, total: Duration) -> Timings {
     let ms = |d: Duration| d.as_secs_f64() * 1e3;
-    Timings { prompt_tokens, prompt_ms: ms(prompt), generated_tokens, decode_ms: ms(total - prompt) }
+    let (drafted_tokens, accepted_tokens) = generation.drafted();
+    let ids = generation.history.split_off(generation.prompt);
+    let timings = Timings {
+        prompt_tokens: computed,
+        prompt_ms: ms(prompt_time),
+        generated_tokens: ids.len(),
+        decode_ms: ms(start.elapsed() - prompt_time),
+        drafted_tokens,
+        accepted_tokens,
+    };
+    *sampler = generation.sampler;
+    Ok(Answer { ids, text, finish, timings, first_logits })
 }

@@ -9,6 +9,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod draft;
 pub mod engine;
 mod error;
 pub mod generate;
@@ -22,6 +23,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod voice;
 
+pub use draft::Drafts;
 pub use engine::{Engine, Session};
 pub use error::Error;
 pub use generate::Generation;

@@ -151,11 +151,18 @@ impl<'e> Lease<'_, 'e> {
 
     /// As [`Session::feed`].
     pub fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, Error> {
+        let mut logits = Vec::new();
+        self.feed_into(ids, want, &mut logits)?;
+        Ok(logits)
+    }
+
+    /// As [`Session::feed_into`].
+    pub fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), Error> {
         let Some(mut r) = self.resident.take() else { return Err(Error::Failed) };
-        let logits = r.session.feed(ids, want)?;
+        r.session.feed_into(ids, want, logits)?;
         r.tokens.extend(ids);
         self.resident = Some(r);
-        Ok(logits)
+        Ok(())
     }
 }
 

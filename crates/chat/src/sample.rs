@@ -4,15 +4,20 @@
 //! greedy: the highest logit, and of equal ones the lowest id. Everything is computed in f64 with exponentials and logarithms that
 //! are the same on every machine, and drawn from ChaCha8, so a seed means the same tokens everywhere the logits are the same.
 //!
-//! The log-probability that a choice reports is the model's own, of the logits as they came: it says how sure the model was, not
-//! how the options bent it.
+//! The log-probability that a choice reports, where it is asked for, is the model's own, of the logits as they came: it says how
+//! sure the model was, not how the options bent it.
+//!
+//! [`simple`] is the draw as it is defined, [`quick`] the same draw in less time. A choice consumes one random number at a
+//! temperature above 0 and none otherwise, and allocates nothing after the first.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeSet, BinaryHeap};
+mod quick;
+mod row;
+mod simple;
 
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
+use self::quick::Room;
 use crate::Error;
 
 /// How the next token is chosen.
@@ -32,8 +37,9 @@ pub struct SamplingOptions {
     pub repetition_window: usize,
     /// Where the draws start.
     pub seed: u64,
-    /// How many of the likeliest tokens each choice lists, with their log-probabilities.
-    pub top_logprobs: usize,
+    /// Whether choices tell log-probabilities, and of how many of the likeliest tokens besides their own. They cost an
+    /// exponential for each token of the vocabulary.
+    pub logprobs: Option<usize>,
 }
 
 impl SamplingOptions {
@@ -47,7 +53,7 @@ impl SamplingOptions {
             repetition_penalty: 1.0,
             repetition_window: 64,
             seed: 0,
-            top_logprobs: 0,
+            logprobs: None,
         }
     }
 
@@ -74,8 +80,8 @@ impl SamplingOptions {
 pub struct Choice {
     /// The token.
     pub id: u32,
-    /// Its natural log-probability under the model's own logits.
-    pub logprob: f32,
+    /// Its natural log-probability under the model's own logits, where the options ask for it.
+    pub logprob: Option<f32>,
     /// The likeliest tokens with theirs, the likeliest first; as many as the options ask for.
     pub top: Vec<(u32, f32)>,
 }
@@ -111,6 +117,12 @@ impl Mask {
 pub struct Sampler {
     options: SamplingOptions,
     rng: ChaCha8Rng,
+    /// Room for logits that penalty and mask have bent,
+    bent: Vec<f32>,
+    /// for the highest of each block,
+    peaks: Vec<f32>,
+    /// and for the rest.
+    room: Room,
 }
 
 impl Sampler {
@@ -119,7 +131,7 @@ impl Sampler {
     pub fn new(options: SamplingOptions) -> Result<Self, Error> {
         options.check()?;
         let rng = ChaCha8Rng::seed_from_u64(options.seed);
-        Ok(Self { options, rng })
+        Ok(Self { options, rng, bent: Vec::new(), peaks: Vec::new(), room: Room::default() })
     }
 
     /// The options it was made with.
@@ -141,72 +153,60 @@ impl Sampler {
     /// # Errors
     /// As `next`, or a mask that leaves no token.
     pub fn choose(&mut self, logits: &[f32], history: &[u32], mask: Option<&Mask>) -> Result<Choice, Error> {
-        check(logits)?;
-        let mut bent = self.penalised(logits, history);
-        if let Some(mask) = mask {
-            let bent = bent.get_or_insert_with(|| logits.to_vec());
-            let excluded = bent.iter_mut().zip(0..).filter(|(_, id)| !mask.allows(*id));
-            excluded.for_each(|(logit, _)| *logit = f32::NEG_INFINITY);
-            check(bent)?;
-        }
-        let bent = bent.as_deref().unwrap_or(logits);
-        let id = if self.options.temperature == 0.0 { argmax(bent) } else { self.draw(bent) };
-        let normaliser = log_sum_exp(logits);
-        let logprob = |id: u32| (f64::from(logits[id as usize]) - normaliser) as f32;
-        let top = likeliest(logits, self.options.top_logprobs).into_iter().map(|id| (id, logprob(id))).collect();
-        Ok(Choice { id, logprob: logprob(id), top })
-    }
-
-    fn penalised(&self, logits: &[f32], history: &[u32]) -> Option<Vec<f32>> {
-        let penalty = self.options.repetition_penalty;
-        if penalty == 1.0 {
-            return None;
-        }
-        let window = if self.options.repetition_window == 0 { history.len() } else { self.options.repetition_window };
-        let occurred: BTreeSet<u32> = history[history.len().saturating_sub(window)..].iter().copied().collect();
-        let mut bent = logits.to_vec();
-        for id in occurred {
-            if let Some(logit) = bent.get_mut(id as usize) {
-                let scaled = if *logit > 0.0 { *logit / penalty } else { *logit * penalty };
-                // An excluded token stays so, and no other becomes one.
-                *logit = if logit.is_finite() { scaled.clamp(f32::MIN, f32::MAX) } else { *logit };
+        let best = row::survey(logits, &mut self.peaks)?;
+        let (top, logprob) = match self.options.logprobs {
+            None => (Vec::new(), None),
+            Some(count) => {
+                let normaliser = log_sum_exp(logits, best);
+                let logprob = move |id: u32| (f64::from(logits[id as usize]) - normaliser) as f32;
+                let top = self.room.likeliest(logits, &self.peaks, count).iter().map(|&id| (id, logprob(id))).collect();
+                (top, Some(logprob))
             }
-        }
-        Some(bent)
-    }
-
-    /// One draw from what the options leave.
-    fn draw(&mut self, logits: &[f32]) -> u32 {
-        let temperature = f64::from(self.options.temperature);
-        let best = f64::from(logits[argmax(logits) as usize]);
-        // Relative to the likeliest token, whose weight is therefore 1.
-        let weight = |id: u32| libm::exp((f64::from(logits[id as usize]) - best) / temperature);
-        let ids = 0..logits.len() as u32;
-        let mut kept: Vec<(u32, f64)> = if self.options.top_k == 0 {
-            ids.map(|id| (id, weight(id))).collect()
-        } else {
-            likeliest(logits, self.options.top_k).into_iter().map(|id| (id, weight(id))).collect()
         };
-        if self.options.top_p < 1.0 {
-            kept = nucleus(kept, f64::from(self.options.top_p));
-        }
-        // The likeliest token always stays: its weight is 1, and min_p at most that.
-        kept.retain(|&(_, w)| w >= f64::from(self.options.min_p));
+        let penalises = self.options.repetition_penalty != 1.0;
+        let id = if penalises || mask.is_some() {
+            self.bend(logits, history, mask);
+            let best = row::survey(&self.bent, &mut self.peaks)?;
+            let bent = std::mem::take(&mut self.bent);
+            let id = self.pick(&bent, best);
+            self.bent = bent;
+            id
+        } else {
+            self.pick(logits, best)
+        };
+        Ok(Choice { id, logprob: logprob.map(|logprob| logprob(id)), top })
+    }
 
-        let total: f64 = kept.iter().map(|(_, w)| w).sum();
-        // 53 random bits: a fraction in [0, 1).
-        let mut left = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64 * total;
-        let mut last = argmax(logits);
-        for (id, w) in kept {
-            if w > 0.0 {
-                last = id;
-                if left < w {
-                    break;
-                }
-                left -= w;
+    /// The logits less what has occurred and what is excluded, into `bent`.
+    fn bend(&mut self, logits: &[f32], history: &[u32], mask: Option<&Mask>) {
+        self.bent.clear();
+        self.bent.extend_from_slice(logits);
+        let SamplingOptions { repetition_penalty: penalty, repetition_window: window, .. } = self.options;
+        if penalty != 1.0 {
+            let window = if window == 0 { history.len() } else { window };
+            for &id in &history[history.len().saturating_sub(window)..] {
+                // From the logit as it came, so that an id which occurred twice is penalised once.
+                let Some(&logit) = logits.get(id as usize) else { continue };
+                let scaled = if logit > 0.0 { logit / penalty } else { logit * penalty };
+                // An excluded token stays so, and no other becomes one.
+                self.bent[id as usize] = if logit.is_finite() { scaled.clamp(f32::MIN, f32::MAX) } else { logit };
             }
         }
-        last
+        if let Some(mask) = mask {
+            let excluded = self.bent.iter_mut().zip(0..).filter(|(_, id)| !mask.allows(*id));
+            excluded.for_each(|(logit, _)| *logit = f32::NEG_INFINITY);
+        }
+    }
+
+    /// The choice by `logits`, the highest of which is that of `best`.
+    fn pick(&mut self, logits: &[f32], best: u32) -> u32 {
+        if self.options.temperature == 0.0 {
+            return best;
+        }
+        // 53 random bits: a fraction in [0, 1).
+        let random = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
+        let quick = self.room.draw(logits, &self.peaks, best, &self.options, random);
+        quick.unwrap_or_else(|| simple::draw(logits, best, &self.options, random))
     }
 }
 
@@ -215,8 +215,8 @@ impl Sampler {
 /// # Errors
 /// As [`Sampler::next`].
 pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, Error> {
-    check(logits)?;
-    let normaliser = log_sum_exp(logits);
+    let best = row::survey(logits, &mut Vec::new())?;
+    let normaliser = log_sum_exp(logits, best);
     Ok(logits.iter().map(|&l| (f64::from(l) - normaliser) as f32).collect())
 }
 
@@ -225,41 +225,12 @@ pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, Error> {
 /// # Errors
 /// As [`Sampler::next`].
 pub fn greedy(logits: &[f32]) -> Result<u32, Error> {
-    check(logits)?;
-    Ok(argmax(logits))
-}
-
-fn check(logits: &[f32]) -> Result<(), Error> {
-    if logits.is_empty() || u32::try_from(logits.len()).is_err() {
-        return Err(Error::Logits(format!("{} of them: expected one for each token", logits.len())));
-    }
-    if let Some(id) = logits.iter().position(|l| l.is_nan() || *l == f32::INFINITY) {
-        let more = logits.iter().filter(|l| l.is_nan() || **l == f32::INFINITY).count();
-        return Err(Error::Logits(format!(
-            "the one of token {id} is {} ({more} of {} are not finite): the model's numbers overflowed",
-            logits[id],
-            logits.len()
-        )));
-    }
-    if logits.iter().all(|l| *l == f32::NEG_INFINITY) {
-        return Err(Error::Logits("every token is excluded".into()));
-    }
-    Ok(())
-}
-
-fn argmax(logits: &[f32]) -> u32 {
-    let mut best = 0;
-    for (i, &logit) in logits.iter().enumerate() {
-        if logit > logits[best] {
-            best = i;
-        }
-    }
-    best as u32
+    row::survey(logits, &mut Vec::new())
 }
 
 /// `ln(sum(exp(l)))`, shifted by the highest so that nothing overflows.
-fn log_sum_exp(logits: &[f32]) -> f64 {
-    let best = f64::from(logits[argmax(logits) as usize]);
+fn log_sum_exp(logits: &[f32], best: u32) -> f64 {
+    let best = f64::from(logits[best as usize]);
     best + libm::log(logits.iter().map(|&l| libm::exp(f64::from(l) - best)).sum())
 }
 
@@ -280,37 +251,6 @@ impl Ord for Key {
         // Adding 0 makes both zeros the same one.
         (self.0 + 0.0).total_cmp(&(other.0 + 0.0))
     }
-}
-
-/// The `count` ids of the highest logits, the highest first, of equal ones the lowest id first.
-fn likeliest(logits: &[f32], count: usize) -> Vec<u32> {
-    if count == 0 {
-        return Vec::new();
-    }
-    let order = |&id: &u32| (Reverse(Key(f64::from(logits[id as usize]))), id);
-    let mut ids: Vec<u32> = (0..logits.len() as u32).collect();
-    if count < ids.len() {
-        ids.select_nth_unstable_by_key(count, order);
-        ids.truncate(count);
-    }
-    ids.sort_unstable_by_key(order);
-    ids
-}
-
-/// The likeliest of weighted tokens that together reach the share `p`. A heap hands them out in order, so that a vocabulary is not
-/// sorted for the few that a nucleus usually has.
-fn nucleus(weighted: Vec<(u32, f64)>, p: f64) -> Vec<(u32, f64)> {
-    let enough = p * weighted.iter().map(|(_, w)| w).sum::<f64>();
-    let mut heap: BinaryHeap<_> = weighted.into_iter().map(|(id, w)| (Key(w), Reverse(id))).collect();
-    let (mut kept, mut sum) = (Vec::new(), 0.0);
-    while let Some((Key(w), Reverse(id))) = heap.pop() {
-        kept.push((id, w));
-        sum += w;
-        if sum >= enough {
-            break;
-        }
-    }
-    kept
 }
 
 #[cfg(test)]
@@ -334,12 +274,13 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_lowest_id_of_equals() {
-        let mut sampler = Sampler::new(SamplingOptions { top_logprobs: 3, ..SamplingOptions::greedy() }).unwrap();
+        let mut sampler = Sampler::new(SamplingOptions { logprobs: Some(3), ..SamplingOptions::greedy() }).unwrap();
         let choice = sampler.next(&[0.0, 2.0, 2.0, f32::NEG_INFINITY], &[]).unwrap();
         assert_eq!(choice.id, 1);
         assert_eq!(choice.top.iter().map(|t| t.0).collect::<Vec<_>>(), [1, 2, 0]);
         // ln(e^2 / (1 + 2 e^2))
-        assert!((choice.logprob + (1.0 + 2.0 * 2f64.exp()).ln() as f32 - 2.0).abs() < 1e-6, "{}", choice.logprob);
+        let logprob = choice.logprob.unwrap();
+        assert!((logprob + (1.0 + 2.0 * 2f64.exp()).ln() as f32 - 2.0).abs() < 1e-6, "{logprob}");
         assert_eq!(greedy(&[-0.0, 0.0]).unwrap(), 0);
     }
 
@@ -422,6 +363,22 @@ mod tests {
         }
     }
 
+    /// The quick draw is worth its lines only where it answers.
+    #[test]
+    fn the_quick_draw_seldom_asks_the_simple_one() {
+        let hash = |i: u64| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 24) as f32;
+        // Sums of four: a bell, as logits of a vocabulary have.
+        let logits: Vec<f32> = (0..8192u64).map(|i| 6.0 * (0..4).map(|k| hash(4 * i + k)).sum::<f32>()).collect();
+        let mut peaks = Vec::new();
+        let best = row::survey(&logits, &mut peaks).unwrap();
+        for options in [warm(), SamplingOptions { top_p: 0.9, temperature: 0.7, ..warm() }] {
+            let mut room = Room::default();
+            let answered =
+                (0..2000).filter(|&i| room.draw(&logits, &peaks, best, &options, f64::from(hash(i))).is_some()).count();
+            assert!(answered > 1500, "{answered} of 2000: {options:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn the_choice_is_always_a_token_that_is_not_excluded(
@@ -433,6 +390,48 @@ mod tests {
             let options = SamplingOptions { temperature, top_k, top_p, min_p, seed, ..SamplingOptions::greedy() };
             let choice = Sampler::new(options).unwrap().next(&logits, &[]).unwrap();
             prop_assert!(logits[choice.id as usize].is_finite());
+        }
+
+        /// Also where the random number falls just beside the border between two tokens.
+        #[test]
+        fn the_quick_draw_is_the_simple_one(
+            logits in prop_oneof![
+                prop::collection::vec(-20f32..20.0, 1..700),
+                prop::collection::vec((-9i32..9).prop_map(|l| l as f32 / 2.0), 1..700),
+                prop::collection::vec(prop_oneof![-1e30f32..1e30, Just(f32::NEG_INFINITY), -5f32..5.0], 1..200),
+            ],
+            temperature in prop_oneof![Just(1.0f32), 0.1f32..3.0, 1e-30f32..1e30],
+            top_k in prop_oneof![2 => Just(0usize), 1 => 1usize..800],
+            top_p in prop_oneof![Just(1.0f32), 0.5f32..1.0, 1e-9f32..1.0],
+            min_p in prop_oneof![Just(0.0f32), 0f32..0.2, 0f32..=1.0],
+            seed: u64, border in 0usize..700, beside in -2i32..3,
+        ) {
+            let mut peaks = Vec::new();
+            prop_assume!(logits.iter().any(|l| l.is_finite()));
+            let best = row::survey(&logits, &mut peaks).unwrap();
+            let options = SamplingOptions { temperature, top_k, top_p, min_p, ..SamplingOptions::greedy() };
+            let share = |n: usize| {
+                let weight = |id| simple::weight(&logits, best, temperature, id as u32);
+                (0..n).map(weight).sum::<f64>() / (0..logits.len()).map(weight).sum::<f64>()
+            };
+            let border = share(border.min(logits.len())) + f64::from(beside) * 1e-7;
+            let mut room = Room::default();
+            for random in [(seed >> 11) as f64 / (1u64 << 53) as f64, border.clamp(0.0, 1.0 - f64::EPSILON)] {
+                if let Some(id) = room.draw(&logits, &peaks, best, &options, random) {
+                    prop_assert_eq!(id, simple::draw(&logits, best, &options, random));
+                }
+            }
+        }
+
+        #[test]
+        fn the_likeliest_are_those_of_a_sort(
+            logits in prop::collection::vec(prop_oneof![(-3i32..3).prop_map(|l| l as f32), -5f32..5.0], 1..700),
+            count in 0usize..800,
+        ) {
+            let mut peaks = Vec::new();
+            row::survey(&logits, &mut peaks).unwrap();
+            let found = Room::default().likeliest(&logits, &peaks, count).to_vec();
+            prop_assert_eq!(found, simple::likeliest(&logits, count));
         }
 
         #[test]

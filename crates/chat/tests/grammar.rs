@@ -42,9 +42,9 @@ fn noise(tokenizer: &Tokenizer, grammar: &Grammar, constraint: &Constraint, seed
         step = step.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
         let logit = |i: u64| (((i ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32) / (1 << 22) as f32;
         let logits: Vec<f32> = (0..tokenizer.vocab_size() as u64).map(logit).collect();
-        for drawn in generation.draw(&logits, usize::MAX).unwrap() {
-            text.push_str(&drawn.text);
-        }
+        let mut drawn = Vec::new();
+        generation.draw(&logits, usize::MAX, &mut drawn).unwrap();
+        drawn.iter().for_each(|d| text.push_str(&d.text));
     }
     let finish = generation.finish().unwrap();
     text.push_str(&generation.end(finish));
@@ -163,7 +163,8 @@ fn looking_draws_the_same_form_and_forces_nothing() {
     let stop = tokenizer.config().stop.clone();
     let mut generation = Generation::new(&tokenizer, stop, vec![0], sampler, limits, Some(matcher)).unwrap();
     while generation.finish().is_none() {
-        let drawn = generation.draw(&vec![0.0; tokenizer.vocab_size()], usize::MAX).unwrap();
+        let mut drawn = Vec::new();
+        generation.draw(&vec![0.0; tokenizer.vocab_size()], usize::MAX, &mut drawn).unwrap();
         assert_eq!(drawn.len(), 1);
     }
     assert_eq!(generation.forced(), 0);

@@ -4,11 +4,11 @@ use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
 use anemone_chat::generate::Limits;
-use anemone_chat::{Conversation, Engine, Message, Sampler, SamplingOptions, Voice};
-use anyhow::{Context, Result};
+use anemone_chat::{Conversation, Drafts, Engine, Message, Sampler, SamplingOptions, Voice};
+use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::options::{NumericsArg, RuntimeArgs};
+use crate::options::{NumericsArg, RuntimeArg, RuntimeArgs};
 use crate::ui::Ui;
 
 /// A bundle that can answer.
@@ -47,6 +47,41 @@ impl Speaker {
         drop(bar);
         ui.say(format_args!("first calls of every function: {:.2} s", took.as_secs_f64()));
         Ok(())
+    }
+}
+
+/// Whether tokens are drafted ahead.
+#[derive(Args, Clone, Copy)]
+pub struct SpeculationArgs {
+    /// Guess tokens ahead from what was said before, and compute several at once; the answer stays the same. The default where
+    /// it costs nothing: in `fast` numerics, on a bundle with a function of several tokens.
+    #[arg(long, overrides_with = "no_speculate")]
+    pub speculate: bool,
+    /// Compute one token after the other.
+    #[arg(long, overrides_with = "speculate")]
+    pub no_speculate: bool,
+}
+
+impl SpeculationArgs {
+    /// The speaker, told so.
+    pub fn apply(self, speaker: Speaker, runtime: &RuntimeArgs) -> Result<Speaker> {
+        if self.speculate {
+            if runtime.runtime == RuntimeArg::Coreml {
+                bail!(
+                    "--speculate: of Core ML it is not known that `prefill` gives the bits that `main` gives, which an \
+                     unchanged answer rests on; leave it out, or use `--runtime portable`"
+                );
+            }
+            if speaker.engine.block_tokens() == 1 {
+                bail!("--speculate: the bundle has no function of several tokens; build it with `--tokens 1,32`");
+            }
+        }
+        let drafts = match (self.speculate, self.no_speculate) {
+            (true, _) => Drafts::Measured,
+            (_, true) => Drafts::Never,
+            _ => speaker.engine.drafts(),
+        };
+        Ok(Speaker { engine: speaker.engine.with_drafts(drafts), ..speaker })
     }
 }
 

@@ -41,6 +41,12 @@ pub struct Args {
     /// Fill the context with the prompt before generating; otherwise generation begins in an empty one.
     #[arg(long)]
     pub after_prompt: bool,
+    /// Draw tokens at this temperature; 0 takes the likeliest. What sampling costs depends on it.
+    #[arg(long, default_value_t = 0.0)]
+    pub temperature: f32,
+    /// Draw from the likeliest tokens that together have this probability.
+    #[arg(long, default_value_t = 1.0)]
+    pub top_p: f32,
     /// Do not write the result into the bundle's journal.
     #[arg(long)]
     pub no_journal: bool,
@@ -155,7 +161,8 @@ fn pass(engine: &Engine, args: &Args) -> Result<Pass> {
     if !args.after_prompt {
         session.truncate(0);
     }
-    let mut sampler = Sampler::new(SamplingOptions::greedy())?;
+    let (temperature, top_p) = (args.temperature, args.top_p);
+    let mut sampler = Sampler::new(SamplingOptions { temperature, top_p, ..SamplingOptions::greedy() })?;
     let (before, mut tokens, mut sampling) = (session.stages(), Vec::with_capacity(args.generate), Duration::ZERO);
     for _ in 0..args.generate {
         let start = Instant::now();

@@ -4,7 +4,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
-use anemone_chat::generate::{Answer, generate};
+use anemone_chat::generate::{Answer, Finish, generate};
 use anemone_chat::{Conversation, Message, Prompt};
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Parser};
@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 use crate::Outcome;
 use crate::options::RuntimeArgs;
-use crate::speak::{LimitArgs, SamplingArgs, Speaker, question};
+use crate::speak::{LimitArgs, SamplingArgs, Speaker, SpeculationArgs, question};
 use crate::ui::Ui;
 
 /// Answer one prompt, or a file of them.
@@ -57,6 +57,8 @@ pub struct Args {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
+    pub speculation: SpeculationArgs,
+    #[command(flatten)]
     pub runtime: RuntimeArgs,
 }
 
@@ -78,7 +80,7 @@ struct Request {
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     args.sampling.sampler()?;
-    let speaker = Speaker::open(&args.bundle, &args.runtime, ui)?;
+    let speaker = args.speculation.apply(Speaker::open(&args.bundle, &args.runtime, ui)?, &args.runtime)?;
     match &args.batch {
         Some(path) => batch(&args, &speaker, path, ui)?,
         None => one(&args, &speaker, ui)?,
@@ -103,8 +105,17 @@ fn one(args: &Args, speaker: &Speaker, ui: &Ui) -> Result<()> {
     }
     writeln!(out)?;
     let t = &answer.timings;
+    let drafted = match t.drafted_tokens {
+        0 => String::new(),
+        n => format!(", {} of {n} drafted ones kept", t.accepted_tokens),
+    };
+    let ended = match answer.finish {
+        Finish::Context => "; the context is full, and the answer cut: build with a larger --context",
+        Finish::Length => "; cut at --max-tokens",
+        Finish::Stop | Finish::Cancelled => "",
+    };
     ui.say(format_args!(
-        "{} prompt tokens at {:.0}/s, {} tokens at {:.1}/s",
+        "{} prompt tokens at {:.0}/s, {} tokens at {:.1}/s{drafted}{ended}",
         t.prompt_tokens,
         t.prompt_rate(),
         t.generated_tokens,

@@ -9,7 +9,7 @@ use clap::Parser;
 
 use crate::options::RuntimeArgs;
 use crate::serve::{self, Bounds, stdio};
-use crate::speak::Speaker;
+use crate::speak::{Speaker, SpeculationArgs};
 use crate::ui::Ui;
 use crate::{Outcome, cache};
 
@@ -59,6 +59,8 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["host", "port", "api_key_file", "max_requests", "workers"])]
     pub stdio: bool,
     #[command(flatten)]
+    pub speculation: SpeculationArgs,
+    #[command(flatten)]
     pub runtime: RuntimeArgs,
 }
 
@@ -68,7 +70,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         bail!("{} can be reached from outside: set {KEY_VARIABLE} or --api-key-file, or leave --host out", args.host);
     }
     let bundle = cache::bundle(&args.bundle, &args.runtime, ui)?;
-    let speaker = Speaker::open(&bundle, &args.runtime, ui)?;
+    let speaker = args.speculation.apply(Speaker::open(&bundle, &args.runtime, ui)?, &args.runtime)?;
     speaker.warm_up(ui)?;
     let bounds = Bounds {
         address: SocketAddr::new(args.host, args.port),

@@ -233,6 +233,8 @@ impl Form {
                 "prompt_ms": ms(u.prompt_time),
                 "decode_ms": ms(u.decode_time),
                 "computed_tokens": u.computed,
+                "drafted_tokens": u.drafted,
+                "accepted_tokens": u.accepted,
             });
         }
         value

@@ -20,6 +20,8 @@ pub struct Metrics {
     computed_tokens: AtomicU64,
     drawn_tokens: AtomicU64,
     forced_tokens: AtomicU64,
+    drafted_tokens: AtomicU64,
+    accepted_tokens: AtomicU64,
     finished: AtomicU64,
     abandoned: AtomicU64,
     steps: AtomicU64,
@@ -38,13 +40,16 @@ impl Metrics {
     pub fn stepped(&self, task: &Task<'_>, progress: Progress) {
         self.steps.fetch_add(1, Relaxed);
         if progress == Progress::Over {
-            let Usage { prompt, cached, computed, drawn, forced, waited, prompt_time, decode_time } = *task.usage();
+            let Usage { prompt, cached, computed, drawn, forced, drafted, accepted, waited, prompt_time, decode_time } =
+                *task.usage();
             let done = task.is_done();
             self.prompt_tokens.fetch_add(prompt as u64, Relaxed);
             self.cached_tokens.fetch_add(cached as u64, Relaxed);
             self.computed_tokens.fetch_add(computed as u64, Relaxed);
             self.drawn_tokens.fetch_add(drawn as u64, Relaxed);
             self.forced_tokens.fetch_add(forced as u64, Relaxed);
+            self.drafted_tokens.fetch_add(drafted as u64, Relaxed);
+            self.accepted_tokens.fetch_add(accepted as u64, Relaxed);
             self.waited_micros.fetch_add(waited.as_micros() as u64, Relaxed);
             if done {
                 self.finished.fetch_add(1, Relaxed);
@@ -91,6 +96,8 @@ impl Metrics {
         );
         metric("counter", "drawn_tokens_total", "Tokens of answers.", &count(&self.drawn_tokens));
         metric("counter", "forced_tokens_total", "Of these, forced by a grammar.", &count(&self.forced_tokens));
+        metric("counter", "drafted_tokens_total", "Tokens guessed ahead.", &count(&self.drafted_tokens));
+        metric("counter", "accepted_tokens_total", "Of these, what was drawn.", &count(&self.accepted_tokens));
         metric("counter", "steps_total", "Turns taken on the model.", &count(&self.steps));
         metric("counter", "answer_seconds_total", "Time from first step to end.", &seconds(&self.answer_micros));
         metric("counter", "queue_seconds_total", "Time in the queue.", &seconds(&self.waited_micros));

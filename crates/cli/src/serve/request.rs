@@ -72,7 +72,7 @@ impl Desk {
             Route::Chat => chat_logprobs(&mut fields)?,
             Route::Text => text_logprobs(&mut fields)?,
         };
-        let sampling = SamplingOptions { top_logprobs, ..sampling(&mut fields)? };
+        let sampling = SamplingOptions { logprobs: logprobs.then_some(top_logprobs), ..sampling(&mut fields)? };
         let limits = limits(route, &mut fields)?;
         let choices = fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1) as usize;
         let constraint = constraint(&mut fields)?;
@@ -116,12 +116,7 @@ impl Desk {
             (Some(_), Err(error)) => return Err(Refusal::unsupported("response_format", error)),
         };
         let matcher = if logprobs { matcher.map(|m| m.looking()) } else { matcher };
-        Ok(Asked {
-            order: Order { prompt, sampling, limits, choices, matcher, logprobs, deadline },
-            form,
-            stream,
-            party,
-        })
+        Ok(Asked { order: Order { prompt, sampling, limits, choices, matcher, deadline }, form, stream, party })
     }
 
     fn model(&self, fields: &mut Fields) -> Result<(), Refusal> {

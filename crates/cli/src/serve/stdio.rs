@@ -120,8 +120,8 @@ fn published(desk: &Desk, pool: &Pool<'static>, mut fields: Fields) -> Result<Va
     let reused = lease.reused();
     let answer = generate(&mut lease, tokenizer, &prompt, &mut sampler, &limits, &mut |_| ControlFlow::Continue(()))?;
     let (prefill, decode) = (answer.timings.prompt_ms / 1e3, answer.timings.decode_ms / 1e3);
-    // Each token is drawn after a call, and no call follows the last.
-    let (calls, decoded) = (answer.ids.len(), answer.ids.len().saturating_sub(1));
+    // Each token is drawn after a call, but where a draft foresaw it, and no call follows the last.
+    let (calls, decoded) = (answer.ids.len() - answer.timings.accepted_tokens, answer.ids.len().saturating_sub(1));
     let mut value = json!({
         "ok": true,
         "generated_ids": answer.ids,

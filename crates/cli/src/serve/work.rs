@@ -26,8 +26,6 @@ pub struct Order {
     pub choices: usize,
     /// What each answer is held to.
     pub matcher: Option<Matcher>,
-    /// Whether log-probabilities are told.
-    pub logprobs: bool,
     /// When it is too late.
     pub deadline: Instant,
 }
@@ -81,6 +79,10 @@ pub struct Usage {
     pub drawn: usize,
     /// of which a grammar forced so many.
     pub forced: usize,
+    /// Tokens drafted,
+    pub drafted: usize,
+    /// of which so many were what was drawn.
+    pub accepted: usize,
     /// From the request to its first step.
     pub waited: Duration,
     /// From there to the first logits, the turns of others included.
@@ -109,6 +111,8 @@ pub struct Task<'e> {
     generation: Generation<'e>,
     /// Logits after the prompt, for the other choices.
     first: Vec<f32>,
+    logits: Vec<f32>,
+    drawn: Vec<Drawn>,
     /// Tokens whose text is not certain yet, with where it begins.
     held: VecDeque<(usize, Token)>,
     /// Bytes of text sent.
@@ -140,6 +144,8 @@ impl<'e> Task<'e> {
             choice: 0,
             generation,
             first: Vec::new(),
+            logits: Vec::new(),
+            drawn: Vec::new(),
             held: VecDeque::new(),
             sent: 0,
             usage,
@@ -180,44 +186,50 @@ impl<'e> Task<'e> {
 
     fn advance(&mut self) -> Result<Progress, Refusal> {
         let unfed = self.generation.unfed();
-        let (now, later) = unfed.split_at(unfed.len().min(self.block));
-        let want = if later.is_empty() { Logits::Last } else { Logits::None };
-        let logits = self.lease.feed(now, want)?;
-        let count = now.len();
-        self.generation.fed(count);
-        self.usage.computed += count;
-        if want == Logits::None {
+        if unfed.len() > self.block {
+            self.lease.feed_into(&unfed[..self.block], Logits::None, &mut self.logits)?;
+            self.generation.fed(self.block);
+            self.usage.computed += self.block;
             return Ok(Progress::More);
         }
+        let (ids, draft) = self.generation.ahead(self.lease.left());
+        self.usage.computed += ids.len();
+        self.lease.feed_into(ids, Logits::Tail(1 + draft), &mut self.logits)?;
         if self.first.is_empty() {
             self.usage.prompt_time = self.since.elapsed();
             self.since = Instant::now();
-            self.first.clone_from(&logits);
+            self.first.clone_from(&self.logits);
         }
-        self.draw(&logits)
+        self.draw()
     }
 
-    fn draw(&mut self, logits: &[f32]) -> Result<Progress, Refusal> {
-        let drawn = self.generation.draw(logits, self.lease.left())?;
-        self.usage.drawn += drawn.len();
-        let text: String = drawn.iter().map(|d| d.text.as_str()).collect();
-        for Drawn { choice, start, ends_turn, .. } in drawn {
-            if self.order.logprobs && !ends_turn {
-                self.held.push_back((start, self.token(&choice)?));
+    /// Draws as many tokens as the logits have rows for.
+    fn draw(&mut self) -> Result<Progress, Refusal> {
+        loop {
+            self.generation.draw(&self.logits, self.lease.left(), &mut self.drawn)?;
+            self.usage.drawn += self.drawn.len();
+            let drawn = std::mem::take(&mut self.drawn);
+            let text: String = drawn.iter().map(|d| d.text.as_str()).collect();
+            for Drawn { choice, start, ends_turn, .. } in &drawn {
+                if let (Some(logprob), false) = (choice.logprob, ends_turn) {
+                    self.held.push_back((*start, self.token(choice, logprob)?));
+                }
             }
-        }
-        match self.generation.finish() {
-            None => {
-                self.send(text, false);
-                Ok(Progress::More)
-            }
-            Some(finish) => {
+            self.drawn = drawn;
+            let on = self.generation.goes_on();
+            if let Some(finish) = self.generation.finish() {
+                self.lease.truncate(self.lease.tokens().len() - self.generation.rejected());
                 let rest = self.generation.end(finish);
                 // Behind a stop string nothing is certain any more.
                 let all = !self.generation.hit_stop_string();
                 self.send(text + &rest, all);
                 self.tell(Event::End { choice: self.choice, finish });
-                self.next_choice()
+                return self.next_choice();
+            }
+            self.send(text, false);
+            if !on {
+                self.lease.truncate(self.lease.tokens().len() - self.generation.rejected());
+                return Ok(Progress::More);
             }
         }
     }
@@ -225,6 +237,9 @@ impl<'e> Task<'e> {
     /// The session goes back to where the prompt ended.
     fn next_choice(&mut self) -> Result<Progress, Refusal> {
         self.usage.forced += self.generation.forced();
+        let (drafted, accepted) = self.generation.drafted();
+        self.usage.drafted += drafted;
+        self.usage.accepted += accepted;
         self.choice += 1;
         if self.choice == self.order.choices {
             self.usage.decode_time = self.since.elapsed();
@@ -235,7 +250,8 @@ impl<'e> Task<'e> {
         self.generation = generation(&self.order, &self.lease, self.tokenizer, self.choice)?;
         self.generation.fed(self.order.prompt.len());
         (self.sent, self.held) = (0, VecDeque::new());
-        self.draw(&self.first.clone())
+        self.logits.clone_from(&self.first);
+        self.draw()
     }
 
     /// Sends text, with the tokens that begin in what is out now, or with all of them.
@@ -253,14 +269,10 @@ impl<'e> Task<'e> {
         let _ = self.events.send(event);
     }
 
-    fn token(&self, choice: &Choice) -> Result<Token, Refusal> {
+    fn token(&self, choice: &Choice, logprob: f32) -> Result<Token, Refusal> {
         let bytes = |id: u32| self.tokenizer.token_bytes(id, Control::Show);
         let top = choice.top.iter().map(|&(id, p)| Ok((bytes(id)?, p)));
-        Ok(Token {
-            bytes: bytes(choice.id)?,
-            logprob: choice.logprob,
-            top: top.collect::<Result<_, anemone_chat::Error>>()?,
-        })
+        Ok(Token { bytes: bytes(choice.id)?, logprob, top: top.collect::<Result<_, anemone_chat::Error>>()? })
     }
 }
 
@@ -274,7 +286,8 @@ fn generation<'e>(
     let sampler = Sampler::new(SamplingOptions { seed, ..order.sampling.clone() })?;
     let stop = lease.engine().contract().tokens.stop.clone();
     let (prompt, limits, matcher) = (order.prompt.clone(), order.limits.clone(), order.matcher.clone());
-    Ok(Generation::new(tokenizer, stop, prompt, sampler, limits, matcher)?)
+    let generation = Generation::new(tokenizer, stop, prompt, sampler, limits, matcher)?;
+    Ok(generation.with_drafts(lease.engine().drafts()))
 }
 
 /// What is told when the time is over.

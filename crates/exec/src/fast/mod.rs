@@ -27,6 +27,7 @@ mod simd;
 mod team;
 #[cfg(test)]
 mod tests;
+mod weigh;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
@@ -53,6 +54,7 @@ pub use select::LABELS;
 use select::Selector;
 use simd::Isa;
 use team::{Meeting, Team};
+pub use weigh::{BLOCK, Weigher};
 
 /// The most tokens that a call of an elastic function takes: beyond it weights are shared by enough tokens already.
 pub const MOST_TOKENS: usize = 512;

@@ -17,7 +17,7 @@ use clap::Parser;
 use self::input::Input;
 use self::shown::Shown;
 use crate::options::RuntimeArgs;
-use crate::speak::{LimitArgs, SamplingArgs, Speaker};
+use crate::speak::{LimitArgs, SamplingArgs, Speaker, SpeculationArgs};
 use crate::ui::{self, Ui};
 use crate::{Outcome, cache};
 
@@ -40,6 +40,8 @@ pub struct Args {
     #[command(flatten)]
     pub sampling: SamplingArgs,
     #[command(flatten)]
+    pub speculation: SpeculationArgs,
+    #[command(flatten)]
     pub runtime: RuntimeArgs,
 }
 
@@ -53,7 +55,7 @@ const HELP: &str = "/system TEXT  a system prompt from here on; without a text, 
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let bundle = cache::bundle(&args.bundle, &args.runtime, ui)?;
-    let speaker = Speaker::open(&bundle, &args.runtime, ui)?;
+    let speaker = args.speculation.apply(Speaker::open(&bundle, &args.runtime, ui)?, &args.runtime)?;
     speaker.warm_up(ui)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
@@ -199,11 +201,13 @@ impl Talk<'_> {
         if let Some((answer, reused)) = &self.last {
             let t = &answer.timings;
             self.ui.say(format_args!(
-                "last answer: {reused} tokens were kept, {} computed at {:.0}/s, {} drawn at {:.1}/s",
+                "last answer: {reused} tokens were kept, {} computed at {:.0}/s, {} drawn at {:.1}/s, {} of {} drafted ones kept",
                 t.prompt_tokens,
                 t.prompt_rate(),
                 t.generated_tokens,
-                t.decode_rate()
+                t.decode_rate(),
+                t.accepted_tokens,
+                t.drafted_tokens
             ));
         }
     }
