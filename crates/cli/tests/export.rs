@@ -37,6 +37,36 @@ fn exported(bundle: &Bundle) -> Vec<String> {
     names.filter(|n| n.contains("runtime_meta")).collect()
 }
 
+/// A layer that was cut out of its shard and is right says nothing of the shard.
+#[test]
+fn layers_judged_alone_prove_no_shard() {
+    let model = fixture(MINIATURE);
+    let bundle = Bundle::build(&model, &["--topology", "0-2,2-4"]);
+    bundle.gate(&model, "contract,compile,weights,stack-golden");
+    let gate = ["gate", bundle.str(), "--source", model.to_str().unwrap(), "--only", "range-golden"];
+    let sample = ["--sample-positions", "0,100-102,200", "--sample-layers", "3,0-2"];
+    let out = succeed(&[&gate[..], &sample[..]].concat());
+    for part in
+        ["layers/00-02.mlpackage, layer 0", "layers/00-02.mlpackage, layer 1", "layers/02-04.mlpackage, layer 3"]
+    {
+        assert!(out.lines().any(|line| line.contains(part) && line.contains("passed")), "{out}");
+    }
+    assert!(out.contains("a sample: 4 of ") && !out.contains("layer 2 "), "{out}");
+    let missing = "gate range-golden, layers/00-02.mlpackage: not run on this bundle";
+    refuse(&["export", bundle.str(), "--runtime-meta"], &["not proven", missing]);
+    for (wrong, said) in [
+        (&["--sample-layers", "4"][..], "layer 4 was asked for, and the model's layers are 0 to 3"),
+        (&["--sample-layers", "2-2"], "nothing lies in 2-2"),
+        (&["--sample-layers", "one"], "`one` is no number"),
+        (&["--sample-positions", "99999"], "position 99999 was asked for"),
+        (&["--sample", "6", "--sample-positions", "6"], "cannot be used with"),
+    ] {
+        let out = anemone(&[&gate[..], wrong].concat());
+        let stderr = String::from_utf8_lossy(&out.stderr);
+        assert!(out.status.code() == Some(2) && stderr.contains(said), "{wrong:?}: {stderr}");
+    }
+}
+
 #[test]
 fn a_proven_bundle_is_exported_field_for_field() {
     let model = fixture(MINIATURE);

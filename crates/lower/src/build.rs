@@ -1,11 +1,14 @@
 //! A bundle from a model: every shard, the head, the embedding, what a host needs to talk, and the manifest over it all.
 
+use std::cell::LazyCell;
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::Range;
+use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
 
 use anemone_bundle::contract::WeightMode;
 use anemone_bundle::manifest::{self, FileEntry, Shard, Source};
@@ -169,6 +172,10 @@ pub fn build(
 ) -> Result<Manifest, Error> {
     let plan = Plan::new(model, options)?;
     let staging = Staging::open(target, access)?;
+    let anew = access == Access::Alone || !Ledger::is_named(staging.folder());
+    if anew && options.reuse.is_none() {
+        return build_anew(model, options, &plan, staging, progress);
+    }
     let source = source(model);
     let ledger = ledger(&staging, model, options, &plan, &source, access)?;
     let done: Vec<_> = plan.pieces.iter().map(|piece| ledger.finished(&piece.path)).collect();
@@ -184,6 +191,41 @@ pub fn build(
         progress.end();
     }
     assemble(model, options, &plan, source, files, staging, ledger)
+}
+
+/// A build that takes nothing over, and so need not know the source's hash before it has a piece to enter: the source is hashed while
+/// it is read for its weights, and comes from the disk once.
+fn build_anew(
+    model: &Model,
+    options: &Options,
+    plan: &Plan,
+    staging: Staging,
+    progress: &dyn Progress,
+) -> Result<Manifest, Error> {
+    let ledger = Ledger::begin(staging.folder()).map_err(failed(staging.folder()))?;
+    let (files, source) = thread::scope(|scope| {
+        // On a thread of its own, since those that share out the weights have no idle moment for it.
+        let hashing = scope.spawn(|| {
+            source_hashed(model, |hasher, part| {
+                hasher.update(part);
+            })
+        });
+        let source = LazyCell::new(|| hashing.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        let mut files = Entries::new();
+        for piece in &plan.pieces {
+            let progress = PieceProgress::begin(progress, piece);
+            let entries = write_piece(model, piece, options, &staging, &progress)?;
+            if files.is_empty() {
+                let request = request(model, options, plan, &source);
+                ledger.name(&request).map_err(failed(staging.folder()))?;
+            }
+            ledger.enter(&piece.path, &entries).map_err(failed(staging.folder()))?;
+            files.extend(entries);
+            progress.end();
+        }
+        Ok::<_, Error>((files, source.clone()))
+    })?;
+    assemble(model, options, plan, source, files, staging, ledger)
 }
 
 /// Makes one piece of a build, to be joined later: job `number` of [`Plan::pieces`]. Other jobs may run at the same time, in
@@ -226,7 +268,7 @@ pub fn join(model: &Model, options: &Options, target: &Path) -> Result<Manifest,
     assemble(model, options, &plan, source, files, staging, ledger)
 }
 
-/// The ledger of a request: of everything that decides the bytes of a bundle.
+/// The ledger of a request.
 fn ledger(
     staging: &Staging,
     model: &Model,
@@ -238,10 +280,15 @@ fn ledger(
     if let Some(baseline) = &options.reuse {
         baseline.fits(&model.contract, source, &options.tokens, plan)?;
     }
+    let request = request(model, options, plan, source);
+    Ledger::open(staging.folder(), &request, access).map_err(failed(staging.folder()))
+}
+
+/// The hash of everything that decides the bytes of a bundle.
+fn request(model: &Model, options: &Options, plan: &Plan, source: &Source) -> String {
     let pieces: Vec<_> = plan.pieces.iter().map(|p| (&p.path, &p.range)).collect();
     let request = format!("{TOOL} {} {} {pieces:?} {:?}", source.blake3, model.contract.hash(), options.tokens);
-    let request = blake3::hash(request.as_bytes()).to_hex();
-    Ledger::open(staging.folder(), &request, access).map_err(failed(staging.folder()))
+    blake3::hash(request.as_bytes()).to_hex().to_string()
 }
 
 /// Makes a piece and enters it into the ledger once it is on disk.
@@ -253,6 +300,19 @@ fn make(
     ledger: &Ledger,
     progress: &PieceProgress<'_>,
 ) -> Result<Entries, Error> {
+    let entries = write_piece(model, piece, options, staging, progress)?;
+    ledger.enter(&piece.path, &entries).map_err(failed(staging.folder()))?;
+    Ok(entries)
+}
+
+/// Makes the files of a piece and puts them on disk.
+fn write_piece(
+    model: &Model,
+    piece: &Piece,
+    options: &Options,
+    staging: &Staging,
+    progress: &PieceProgress<'_>,
+) -> Result<Entries, Error> {
     let path = staging.folder().join(&piece.path);
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(failed(parent))?;
@@ -262,7 +322,7 @@ fn make(
         let removed = if path.is_dir() { fs::remove_dir_all(&path) } else { fs::remove_file(&path) };
         removed.map_err(failed(&path))?;
     }
-    let entries = match &options.reuse {
+    Ok(match &options.reuse {
         Some(baseline) if baseline.has(piece.kind) => baseline.take(&piece.path, staging.folder())?,
         _ => match program(model, piece, &options.tokens)? {
             Some(program) => {
@@ -272,9 +332,7 @@ fn make(
             }
             None => Entries::from([(piece.path.clone(), write_embedding(model, &path, progress)?)]),
         },
-    };
-    ledger.enter(&piece.path, &entries).map_err(failed(staging.folder()))?;
-    Ok(entries)
+    })
 }
 
 /// Adds what is not a piece, writes the manifest, and makes the staging folder the target.
@@ -326,11 +384,17 @@ fn shards(plan: &Plan, kind: Kind) -> Vec<Shard> {
     plan.pieces.iter().filter(|p| p.kind == kind).map(shard).collect()
 }
 
-/// The source as a manifest names it: a read of the whole file.
+/// The source as a manifest names it: a read of the whole file, by all cores.
 pub fn source(model: &Model) -> Source {
+    source_hashed(model, |hasher, part| {
+        hasher.update_rayon(part);
+    })
+}
+
+fn source_hashed(model: &Model, update: impl Fn(&mut blake3::Hasher, &[u8])) -> Source {
     let mut hasher = blake3::Hasher::new();
     for part in model.source.parts() {
-        hasher.update_rayon(part);
+        update(&mut hasher, part);
     }
     Source {
         file: model.file_name.clone(),

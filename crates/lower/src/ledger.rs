@@ -45,13 +45,27 @@ impl Ledger {
                     _ => {}
                 }
             }
-            (Access::Alone | Access::Resumable, _) => {
-                clear(staging, &|_| false)?;
-                fs::create_dir(&ledger.folder)?;
-                ledger.write(REQUEST, request.as_bytes())?;
-            }
+            (Access::Alone | Access::Resumable, _) => Self::begin(staging)?.name(request)?,
         }
         Ok(ledger)
+    }
+
+    /// A ledger of nothing in a staging folder that is cleared; it has to be [named](Self::name) before a piece is entered.
+    pub fn begin(staging: &Path) -> io::Result<Self> {
+        clear(staging, &|_| false)?;
+        let ledger = Self { staging: staging.to_owned(), folder: staging.join(FOLDER) };
+        fs::create_dir(&ledger.folder)?;
+        Ok(ledger)
+    }
+
+    /// Whether a staging folder has a ledger that pieces may have been entered in.
+    pub fn is_named(staging: &Path) -> bool {
+        staging.join(FOLDER).join(REQUEST).exists()
+    }
+
+    /// Says whose pieces these are. What a stop leaves without a name is cleared by the next build.
+    pub fn name(&self, request: &str) -> io::Result<()> {
+        self.write(REQUEST, request.as_bytes())
     }
 
     fn foreign(&self) -> io::Error {
