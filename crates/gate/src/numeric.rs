@@ -281,3 +281,34 @@ fn finding(subject: &Subject, run: &Run<'_>, path: &str, seen: Vec<Seen>) -> Fin
     finding.figures = json!({"chips": Chip::ALL, "layers": layers, "values": values});
     finding
 }
+
+#[cfg(test)]
+mod tests {
+    use anemone_mil::text::parse;
+    use anemone_mil::validate_foreign;
+
+    use super::*;
+
+    /// A masked begin is none, whatever number stands beside it.
+    #[test]
+    fn a_slice_has_a_cliff_where_it_begins_inside_the_last_axis() {
+        let kind = |begin: &str, masked: bool| {
+            let rows = if begin == "1, 0" { 1 } else { 2 };
+            let size = if masked || begin == "1, 0" { 8 } else { 4 };
+            let text = format!(
+                "program 9 default main single {{ func main CoreML8 (%x: fp16[2, 8]) {{
+                    %b: int32[2] = const() {{name=\"b\", val=int32[2]({begin})}}
+                    %e: int32[2] = const() {{name=\"e\", val=int32[2](2, 8)}}
+                    %m: bool[2] = const() {{name=\"m\", val=bool[2](false, {masked})}}
+                    %y: fp16[{rows}, {size}] = slice_by_index(x=%x, begin=%b, end=%e, begin_mask=%m) {{name=\"y\"}}
+                    return %y }} }}"
+            );
+            let (valid, _) = validate_foreign(parse(&text).unwrap()).unwrap();
+            ops(&valid)["y"].kind
+        };
+        assert_eq!(kind("0, 4", false), Kind::InnerSlice);
+        assert_eq!(kind("0, -4", false), Kind::InnerSlice);
+        assert_eq!(kind("0, 4", true), Kind::Any);
+        assert_eq!(kind("1, 0", false), Kind::Any);
+    }
+}
