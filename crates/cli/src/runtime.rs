@@ -5,7 +5,7 @@
 use anemone_coreml::{CoreMl, Limits, Report, Sharing, Units, apple::Apple};
 use anemone_exec::{self as exec, Fast, FastOptions, Numerics, Portable, Runtime};
 use anemone_gate::residency::{self, Target};
-use anemone_gate::{Finding, Subject};
+use anemone_gate::{Finding, Subject, compile};
 use anyhow::Result;
 
 use crate::options::{NumericsArg, RuntimeArgs, UnitsArg};
@@ -80,6 +80,21 @@ impl Chosen {
         !matches!(self, Chosen::Portable(..))
     }
 
+    /// Whether a bundle's packages are well formed and, where there is one, Core ML compiles and loads them.
+    pub fn compile(&self, subject: &Subject) -> Vec<Finding> {
+        match self {
+            Chosen::Portable(..) => compile::judge(subject),
+            #[cfg(target_os = "macos")]
+            Chosen::CoreMl(core_ml) => {
+                let ask = |package: &std::path::Path| match core_ml.try_load(package) {
+                    Ok((compile, load)) => Ok(format!("{}, loaded in {:.1} s", compiled(compile), load.as_secs_f64())),
+                    Err(e) => Err(e.to_string()),
+                };
+                compile::measured(subject, &core_ml.describe(), &ask)
+            }
+        }
+    }
+
     /// Where each op of a bundle's packages runs, judged: by Core ML's plans, or predicted for `target` where there is none.
     pub fn residency(&self, subject: &Subject, target: Target) -> Vec<Finding> {
         match self {
@@ -110,11 +125,13 @@ impl Chosen {
 }
 
 #[cfg(target_os = "macos")]
+fn compiled(time: Option<std::time::Duration>) -> String {
+    time.map_or("compiled before".to_owned(), |time| format!("compiled in {:.1} s", time.as_secs_f64()))
+}
+
+#[cfg(target_os = "macos")]
 fn line(report: &Report) -> String {
-    let compiled = match report.compile {
-        Some(time) => format!("compiled in {:.1} s", time.as_secs_f64()),
-        None => "compiled before".to_owned(),
-    };
+    let compiled = compiled(report.compile);
     let shared = match &report.sharing {
         Sharing::Copied(functions, said) => format!("; caches are copied for {} ({said})", functions.join(", ")),
         Sharing::Alone | Sharing::Shared => String::new(),

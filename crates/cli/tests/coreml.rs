@@ -6,14 +6,17 @@ mod common;
 #[path = "../../coreml/tests/fake/mod.rs"]
 mod fake;
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use anemone_chat::Engine;
 use anemone_chat::engine::{Logits, Session};
 use anemone_coreml::{CoreMl, Limits, Sharing, Units};
-use anemone_exec::{Numerics, Options, Portable};
+use anemone_exec::{Numerics, Options, Portable, Runtime};
+use anemone_gate::{Subject, Verdict, compile};
+use anemone_gguf::Gguf;
 use common::*;
-use fake::{Fake, Outputs, failure};
+use fake::{Fake, Handler, Outputs, failure};
 use tempfile::TempDir;
 
 const SLICES: usize = 3;
@@ -118,4 +121,34 @@ fn an_error_in_any_call_of_a_token_is_told_and_nothing_of_it_stays() {
     let mut alone = engine.session().unwrap();
     alone.feed(&[1, 2, 3], Logits::None).unwrap();
     assert!(other.feed(&[4], Logits::Last).unwrap() == alone.feed(&[4], Logits::Last).unwrap());
+}
+
+#[test]
+fn the_compile_gate_passes_what_core_ml_loads_and_tells_what_it_refuses() {
+    let bundle = bundle();
+    let subject = Subject::open(&bundle.path, Arc::new(Gguf::open(fixture(MINIATURE)).unwrap())).unwrap();
+    let mac = mac();
+    let judge = || {
+        let ask = |package: &std::path::Path| {
+            mac.runtime.try_load(package).map(|_| "loaded".to_owned()).map_err(|e| e.to_string())
+        };
+        compile::measured(&subject, &mac.runtime.describe(), &ask)
+    };
+    let findings = judge();
+    assert_eq!(findings.len(), 5);
+    for finding in &findings {
+        assert_eq!(finding.verdict, Verdict::Passed, "{}", finding.message);
+        assert!(
+            finding.measured_on.starts_with("core ml on neural engine and cpu of a fake"),
+            "{}",
+            finding.measured_on
+        );
+    }
+    assert_eq!(mac.fake.seen().predicted.load(Relaxed), 0, "loading alone calls nothing");
+    // The first shard is refused twice: kept, and compiled anew.
+    mac.fake.faults().load = Handler::Fails(failure(0, "error code: -14"), 2);
+    let findings = judge();
+    assert_eq!(findings[0].verdict, Verdict::Failed);
+    assert!(findings[0].message.contains("more shards"), "{}", findings[0].message);
+    assert!(findings[1..].iter().all(|f| f.verdict == Verdict::Passed));
 }

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anemone_exec::{Error, Model, Runtime};
+use anemone_mil::Valid;
 
 use crate::cache::{Cache, Key};
 use crate::deadline::{self, Completion, Late};
@@ -45,6 +46,15 @@ pub struct Report {
     pub sharing: Sharing,
 }
 
+/// A package that Core ML took, before its first call.
+struct Loaded<F: Foreign> {
+    program: Valid,
+    functions: Vec<F::Function>,
+    /// As in [`Report`].
+    compile: Option<Duration>,
+    load: Duration,
+}
+
 /// Core ML as a runtime.
 pub struct CoreMl<F: Foreign> {
     foreign: Arc<F>,
@@ -75,6 +85,24 @@ impl<F: Foreign> CoreMl<F> {
 
     /// As [`Runtime::load`], for callers that know which runtime they hold.
     pub fn load_coreml(&self, package: &Path) -> Result<CoreMlModel<F>, Error> {
+        let Loaded { program, functions, compile, load } = self.functions(package)?;
+        let mut model = CoreMlModel::new(self.foreign.clone(), &program, functions);
+        let start = Instant::now();
+        let sharing = model.warm_up()?;
+        let warm_up = start.elapsed();
+        let report = Report { package: package.to_owned(), compile, load, warm_up, sharing };
+        self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
+        Ok(model)
+    }
+
+    /// Compiles and loads a package and lets go of it: what Core ML refuses without a call. Says how long compiling took, unless
+    /// the compiled form was there, and loading.
+    pub fn try_load(&self, package: &Path) -> Result<(Option<Duration>, Duration), Error> {
+        self.functions(package).map(|loaded| (loaded.compile, loaded.load))
+    }
+
+    /// The functions of a package, each held against what the package says of it.
+    fn functions(&self, package: &Path) -> Result<Loaded<F>, Error> {
         let program = model::open(package)?;
         let refuse = |reason: String| Error::Package { package: package.display().to_string(), reason };
         let (compiled, key, compile) = self.compiled(package)?;
@@ -99,14 +127,7 @@ impl<F: Foreign> CoreMl<F> {
                 return Err(refuse(format!("{}: {how}", signature.name)));
             }
         }
-        let load = start.elapsed();
-        let mut model = CoreMlModel::new(self.foreign.clone(), &program, functions);
-        let start = Instant::now();
-        let sharing = model.warm_up()?;
-        let warm_up = start.elapsed();
-        let report = Report { package: package.to_owned(), compile, load, warm_up, sharing };
-        self.reports.lock().unwrap_or_else(PoisonError::into_inner).push(report);
-        Ok(model)
+        Ok(Loaded { program, functions, compile, load: start.elapsed() })
     }
 
     /// Where Core ML plans to run each op of each function.

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::path::PathBuf;
 
 use anemone_gate::residency::Target;
-use anemone_gate::{Finding, Subject, Verdict, compile, contract, evidence};
+use anemone_gate::{Finding, Subject, Verdict, contract, evidence};
 use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 
@@ -110,7 +110,7 @@ pub fn judge(
                 bar.doing("contract");
                 findings.extend(contract::judge(subject, |bytes| bar.advance(bytes)));
             }
-            Gate::Compile => findings.extend(compile::judge(subject)),
+            Gate::Compile => findings.extend(runtime.choose(NumericsArg::Exact)?.compile(subject)),
             Gate::Residency => {
                 findings.extend(runtime.choose(NumericsArg::Exact)?.residency(subject, target));
             }
