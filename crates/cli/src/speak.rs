@@ -5,6 +5,7 @@ use std::path::Path;
 
 use anemone_chat::generate::Limits;
 use anemone_chat::{Conversation, Drafts, Engine, Message, Sampler, SamplingOptions, Voice};
+use anemone_gate::{evidence, parity};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
@@ -63,14 +64,20 @@ pub struct SpeculationArgs {
 }
 
 impl SpeculationArgs {
-    /// The speaker, told so.
-    pub fn apply(self, speaker: Speaker, runtime: &RuntimeArgs) -> Result<Speaker> {
+    /// The speaker of `bundle`, told so. Where drafts rest on evidence, it is named.
+    pub fn apply(self, speaker: Speaker, bundle: &Path, runtime: &RuntimeArgs, ui: &Ui) -> Result<Speaker> {
         if self.speculate {
             if runtime.runtime == RuntimeArg::Coreml {
-                bail!(
-                    "--speculate: of Core ML it is not known that `prefill` gives the bits that `main` gives, which an \
-                     unchanged answer rests on; leave it out, or use `--runtime portable`"
-                );
+                let findings = evidence::latest(bundle, &speaker.engine.manifest().hash())
+                    .with_context(|| format!("{}: evidence", bundle.display()))?;
+                match parity::drafts(&findings, &speaker.runtime) {
+                    Ok(shown) => ui.say(format_args!("drafts rest on {shown}")),
+                    Err(missing) => bail!(
+                        "--speculate: an unchanged answer rests on `prefill` giving the tokens that `main` gives, which of Core ML has \
+                         to be shown: {missing}; run `anemone gate --only parity --baseline ONE_LAYER_BUNDLE`, leave \
+                         --speculate out, or use `--runtime portable`"
+                    ),
+                }
             }
             if speaker.engine.block_tokens() == 1 {
                 bail!("--speculate: the bundle has no function of several tokens; build it with `--tokens 1,32`");

@@ -9,11 +9,12 @@ mod fake;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-use anemone_chat::Engine;
 use anemone_chat::engine::{Logits, Session};
+use anemone_chat::{Drafts, Engine};
 use anemone_coreml::{CoreMl, Limits, Sharing, Units};
 use anemone_exec::{Numerics, Options, Portable, Runtime};
-use anemone_gate::{Subject, Verdict, compile};
+use anemone_gate::prompts::Prompt;
+use anemone_gate::{Run, Subject, Verdict, compile, parity};
 use anemone_gguf::Gguf;
 use common::*;
 use fake::{Fake, Handler, Outputs, failure};
@@ -151,4 +152,20 @@ fn the_compile_gate_passes_what_core_ml_loads_and_tells_what_it_refuses() {
     assert_eq!(findings[0].verdict, Verdict::Failed);
     assert!(findings[0].message.contains("more shards"), "{}", findings[0].message);
     assert!(findings[1..].iter().all(|f| f.verdict == Verdict::Passed));
+}
+
+#[test]
+fn drafts_are_off_until_parity_has_shown_on_this_machine_that_blocks_and_single_tokens_agree() {
+    let bundle = bundle();
+    let subject = Subject::open(&bundle.path, Arc::new(Gguf::open(fixture(MINIATURE)).unwrap())).unwrap();
+    let mac = mac();
+    let engine = Engine::open(&bundle.path, &mac.runtime).unwrap();
+    assert_eq!(engine.drafts(), Drafts::Never);
+    let run = || Run { engine: &engine, measured_on: mac.runtime.describe(), numerics: Numerics::Ane };
+    let prompts = [Prompt { name: "one".to_owned(), ids: (0..11).map(|i| 41 * i + 7).collect(), expected: None }];
+    let findings = parity::judge(&subject, &run(), &run(), &prompts, 4, |_| {}).unwrap();
+    let shown = parity::drafts(&findings, &mac.runtime.describe()).unwrap();
+    assert!(shown.contains("core ml on neural engine and cpu of a fake") && shown.contains("1 prompts"), "{shown}");
+    let missing = parity::drafts(&findings, "core ml on cpu only of a fake, macOS 15.0.0").unwrap_err();
+    assert!(missing.contains("has not run on core ml on cpu only"), "{missing}");
 }

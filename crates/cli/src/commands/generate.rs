@@ -80,7 +80,8 @@ struct Request {
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     args.sampling.sampler()?;
-    let speaker = args.speculation.apply(Speaker::open(&args.bundle, &args.runtime, ui)?, &args.runtime)?;
+    let speaker =
+        args.speculation.apply(Speaker::open(&args.bundle, &args.runtime, ui)?, &args.bundle, &args.runtime, ui)?;
     match &args.batch {
         Some(path) => batch(&args, &speaker, path, ui)?,
         None => one(&args, &speaker, ui)?,

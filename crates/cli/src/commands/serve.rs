@@ -70,7 +70,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         bail!("{} can be reached from outside: set {KEY_VARIABLE} or --api-key-file, or leave --host out", args.host);
     }
     let bundle = cache::bundle(&args.bundle, &args.runtime, ui)?;
-    let speaker = args.speculation.apply(Speaker::open(&bundle, &args.runtime, ui)?, &args.runtime)?;
+    let speaker = args.speculation.apply(Speaker::open(&bundle, &args.runtime, ui)?, &bundle, &args.runtime, ui)?;
     speaker.warm_up(ui)?;
     let bounds = Bounds {
         address: SocketAddr::new(args.host, args.port),

@@ -55,7 +55,7 @@ const HELP: &str = "/system TEXT  a system prompt from here on; without a text, 
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let bundle = cache::bundle(&args.bundle, &args.runtime, ui)?;
-    let speaker = args.speculation.apply(Speaker::open(&bundle, &args.runtime, ui)?, &args.runtime)?;
+    let speaker = args.speculation.apply(Speaker::open(&bundle, &args.runtime, ui)?, &bundle, &args.runtime, ui)?;
     speaker.warm_up(ui)?;
     let interrupted = Arc::new(AtomicBool::new(false));
     let flag = Arc::clone(&interrupted);
