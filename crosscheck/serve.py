@@ -41,7 +41,7 @@ def group(name):
 
 
 def client(server, key="none", **more):
-    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=60, **more)
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key=key, max_retries=0, timeout=120, **more)
 
 
 def said(chunks):
@@ -93,6 +93,75 @@ def completions(server, model, record):
     # Control tokens typed in a text are text: the prompt is longer than the one that has them.
     plain = ai.completions.create(**{**ask, "prompt": record["rendered"], "max_tokens": 1})
     same(plain.usage.prompt_tokens > len(record["prompt_ids"]), True, "control tokens in a text")
+
+
+@group("several prompts of one request are the single ones, in order")
+def several(server, model, records):
+    ai = client(server)
+    ask = dict(model=model, temperature=1.2, seed=3, max_tokens=6, n=2)
+    prompts = [r["prompt_ids"] for r in records[:3]]
+    whole = ai.completions.create(**ask, prompt=prompts)
+    same([c.index for c in whole.choices], list(range(6)), "indices")
+    single = [ai.completions.create(**{**ask, "seed": 3 + 2 * i}, prompt=p) for i, p in enumerate(prompts)]
+    same([c.text for c in whole.choices], [c.text for s in single for c in s.choices], "texts")
+    for field in ("prompt_tokens", "completion_tokens", "total_tokens"):
+        same(getattr(whole.usage, field), sum(getattr(s.usage, field) for s in single), field)
+    texts = [""] * 6
+    for chunk in ai.completions.create(**ask, prompt=prompts, stream=True):
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    same(texts, [c.text for c in whole.choices], "streamed")
+    words = ai.completions.create(model=model, prompt=["one", "two"], max_tokens=1, temperature=0)
+    same(len(words.choices), 2, "texts as prompts")
+
+
+@group("logit_bias and penalties are what OpenAI's formula says")
+def bent(server, model, record):
+    ai = client(server)
+    ask = dict(model=model, prompt=record["prompt_ids"], temperature=0, max_tokens=4)
+    ids = record["expected_ids"]
+    plain = ai.completions.create(**ask, logprobs=5).choices[0]
+    first, second = list(plain.logprobs.top_logprobs[0].items())[:2]
+    banned = ai.completions.create(**ask, logprobs=1, logit_bias={str(ids[0]): -100}).choices[0]
+    same(banned.logprobs.tokens[0], second[0], "a token that is banned gives way to the next")
+    # As many times as there are tokens: a bias of 100 outweighs what the model thinks.
+    same(ai.completions.create(**ask, logit_bias={str(ids[1]): 100}, logprobs=1).choices[0].logprobs.tokens, [plain.logprobs.tokens[1]] * 4, "a token that is wanted")
+    # It is taken once by presence and each time by frequency, from the second time on.
+    forced = {str(ids[1]): 100}
+    for penalty in ({"presence_penalty": 2}, {"frequency_penalty": 2}, {"presence_penalty": -1, "frequency_penalty": 0.5}):
+        logprobs = ai.completions.create(**ask, logit_bias=forced, logprobs=1, **penalty).choices[0].logprobs
+        same(logprobs.tokens, [plain.logprobs.tokens[1]] * 4, f"{penalty}: still wanted")
+    # Two tokens with a bias that lets them compete: the penalty alone decides, so they take turns.
+    pair = {str(ids[0]): 90, str(ids[1]): 90}
+    turns = ai.completions.create(**{**ask, "max_tokens": 40}, logit_bias=pair, frequency_penalty=2, logprobs=1).choices[0].logprobs.tokens
+    free = ai.completions.create(**{**ask, "max_tokens": 40}, logit_bias=pair, logprobs=1).choices[0].logprobs.tokens
+    spread = lambda tokens: min(tokens.count(t) for t in plain.logprobs.tokens[:2])  # noqa: E731
+    same(spread(turns) >= spread(free), True, f"a penalty spreads: {spread(free)} to {spread(turns)}")
+
+
+@group("a call that must be made is made")
+def called(server, model, record):
+    ai = client(server)
+    count = {"type": "object", "properties": {"count": {"type": "integer", "minimum": 0, "maximum": 9}}, "required": ["count"], "additionalProperties": False}
+    tools = [{"type": "function", "function": {"name": name, "parameters": count}} for name in ("first", "second")]
+    ask = dict(model=model, messages=record["messages"], tools=tools, temperature=1.5, max_tokens=100)
+    for seed in range(6):
+        answer = ai.chat.completions.create(**ask, seed=seed, tool_choice="required").choices[0]
+        function = answer.message.tool_calls[0].function
+        same((answer.finish_reason, function.name in ("first", "second")), ("tool_calls", True), "required")
+        same(list(json.loads(function.arguments)), ["count"], "required: arguments of its schema")
+    named = {"type": "function", "function": {"name": "second"}}
+    answer = ai.chat.completions.create(**ask, seed=0, tool_choice=named).choices[0]
+    same(answer.message.tool_calls[0].function.name, "second", "by name")
+    streamed = [t for c in ai.chat.completions.create(**ask, seed=0, tool_choice=named, stream=True) for t in c.choices[0].delta.tool_calls or []]
+    same((streamed[0].function.name, streamed[0].function.arguments), ("second", answer.message.tool_calls[0].function.arguments), "streamed")
+    for choice, what in [({"type": "function", "function": {"name": "third"}}, "a tool that is not there"), ("required", "with a form")]:
+        more = {"response_format": {"type": "json_object"}} if choice == "required" else {}
+        try:
+            ai.chat.completions.create(**ask, tool_choice=choice, **more)
+            same(True, False, what)
+        except openai.BadRequestError as error:
+            same(error.param, "tool_choice", what)
 
 
 @group("stop, max_tokens, n, seed, sampling")
@@ -176,7 +245,7 @@ def forms(server, model, record, count):
         except openai.LengthFinishReasonError:
             cut += 1
     same(fit, count - cut, f"answers that fit their schema, {cut} of {count} cut")
-    same(cut < count // 10, True, f"answers cut: {cut} of {count}")
+    same(cut <= count // 5, True, f"answers cut: {cut} of {count}")
     anything = ai.chat.completions.create(**{**ask, "max_tokens": 300}, seed=1, response_format={"type": "json_object"})
     if anything.choices[0].finish_reason == "stop":
         same(type(json.loads(anything.choices[0].message.content)), dict, "an object")
@@ -216,8 +285,13 @@ def refusals(record, vocab):
     fields = [
         ("unknown field", {"frobnicate": 1}, "unsupported_parameter", "frobnicate"),
         ("audio", {"modalities": ["audio"]}, "unsupported_parameter", "modalities"),
-        ("logit bias", {"logit_bias": {"5": 1}}, "unsupported_parameter", "logit_bias"),
-        ("presence penalty", {"presence_penalty": 0.5}, "unsupported_parameter", "presence_penalty"),
+        ("a bias for no token", {"logit_bias": {"x": 1}}, "invalid_value", "logit_bias"),
+        ("a bias past the vocabulary", {"logit_bias": {str(vocab): 1}}, "invalid_value", "logit_bias"),
+        ("too much bias", {"logit_bias": {"5": 101}}, "invalid_value", "logit_bias.5"),
+        ("too much penalty", {"presence_penalty": 2.5}, "invalid_value", "presence_penalty"),
+        ("a call of nothing", {"tool_choice": "required"}, "invalid_value", "tool_choice"),
+        ("a choice that is none", {"tool_choice": "sometimes"}, "invalid_value", "tool_choice"),
+        ("a field of a message", {"messages": [{"role": "user", "content": "x", "audio": {}}]}, "unsupported_parameter", "messages[0].audio"),
         ("temperature", {"temperature": 3}, "invalid_value", "temperature"),
         ("top_p of 0", {"top_p": 0}, "invalid_value", "top_p"),
         ("n of 0", {"n": 0}, "invalid_value", "n"),
@@ -247,6 +321,11 @@ def refusals(record, vocab):
         ("empty prompt", {"prompt": ""}, "invalid_value", "prompt"),
         ("a token that is none", {"prompt": [vocab]}, "invalid_value", "prompt"),
         ("echo", {"prompt": "x", "echo": True}, "unsupported_parameter", "echo"),
+        ("suffix", {"prompt": "x", "suffix": "y"}, "unsupported_parameter", "suffix"),
+        ("best_of", {"prompt": "x", "best_of": 2}, "unsupported_parameter", "best_of"),
+        ("an empty list", {"prompt": []}, "invalid_value", "prompt"),
+        ("an empty one among prompts", {"prompt": ["x", ""]}, "invalid_value", "prompt"),
+        ("too many prompts", {"prompt": ["x"] * 33}, "invalid_value", "prompt"),
         ("messages", {"prompt": "x", **chat}, "unsupported_parameter", "messages"),
     ]:
         yield what, "/v1/completions", more, 400, code, param
@@ -397,8 +476,8 @@ def busy(ai, model, record):
 
 
 def wait_for(condition, what):
-    """Until it holds, or ten seconds."""
-    end = time.monotonic() + 10
+    """Until it holds, or a minute."""
+    end = time.monotonic() + 60
     while not condition():
         if time.monotonic() > end:
             return same(False, True, what)
@@ -415,7 +494,7 @@ def ending(anemone, bundle, model, record):
         for chunk in stream:
             text += chunk.choices[0].delta.content or ""
         same(text, record["expected_text"], "the answer")
-        same(server.process.wait(30), 0, "the exit code")
+        same(server.process.wait(60), 0, "the exit code")
 
 
 def main():
@@ -433,6 +512,9 @@ def main():
         about(server, model)
         golden(server, model, records)
         completions(server, model, record)
+        several(server, model, records)
+        bent(server, model, record)
+        called(server, model, record)
         fields(server, model, record, args.anemone, args.bundle)
         logprobs(server, model, record)
         forms(server, model, record, args.forms)

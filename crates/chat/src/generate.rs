@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 use anemone_bundle::Contract;
 use serde::Serialize;
 
+use crate::bias::Bias;
 use crate::draft::{Drafter, Drafts};
 use crate::engine::{self, Logits, Session};
 use crate::grammar::Matcher;
@@ -111,6 +112,7 @@ pub struct Generation<'t> {
     tokenizer: &'t Tokenizer,
     stop_tokens: BTreeSet<u32>,
     sampler: Sampler,
+    bias: Bias,
     matcher: Option<Matcher>,
     limits: Limits,
     strings: StopStrings,
@@ -156,6 +158,7 @@ impl<'t> Generation<'t> {
             tokenizer,
             stop_tokens,
             sampler,
+            bias: Bias::default(),
             matcher,
             limits,
             strings,
@@ -177,6 +180,11 @@ impl<'t> Generation<'t> {
     pub fn with_drafts(mut self, drafts: Drafts) -> Self {
         self.drafter = Drafter::new(drafts);
         self
+    }
+
+    /// The same, drawn from logits that `bias` bends; their log-probabilities are bent with them.
+    pub fn biased(self, bias: Bias) -> Self {
+        Self { bias, ..self }
     }
 
     /// What ended it, once something has.
@@ -246,6 +254,7 @@ impl<'t> Generation<'t> {
         // What is left of the draft will be taken back.
         let left = left.saturating_add(draft - self.foreseen);
         let mask = self.matcher.as_mut().map(Matcher::mask).transpose()?;
+        let row = &self.bias.bend(row, &self.history[self.prompt..]);
         let choice = self.sampler.choose(row, &self.history, mask.as_ref())?;
         drawn.push(self.take(choice, left)?);
         while self.finish.is_none() {

@@ -9,6 +9,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod bias;
 pub mod draft;
 pub mod engine;
 mod error;
@@ -23,6 +24,7 @@ pub mod template;
 pub mod tokenizer;
 pub mod voice;
 
+pub use bias::Bias;
 pub use draft::Drafts;
 pub use engine::{Engine, Session};
 pub use error::Error;

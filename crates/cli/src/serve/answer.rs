@@ -1,6 +1,8 @@
 //! A request for an answer, from its body to the last byte: whole, or as server-sent events.
 
+use std::collections::VecDeque;
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -20,7 +22,7 @@ use super::form::{Chunks, Collected, Form, Route};
 use super::refusal::Refusal;
 use super::request::Asked;
 use super::routes::{Peer, reply};
-use super::work::Event;
+use super::work::{Event, Order, Usage};
 use super::{App, SEND_TIME};
 
 /// How many times the body's limit is read, to be polite.
@@ -60,10 +62,10 @@ async fn attempt(app: &Arc<App>, Peer(peer): Peer, request: Request, route: Rout
     let reader = Arc::clone(app);
     // Templates, tokenizers and grammars take their time; those who stream are not to wait for it.
     let asked = tokio::task::spawn_blocking(move || reader.desk.read(route, Fields::parse(&body)?, deadline)).await;
-    let Asked { order, form, stream, party } = asked.map_err(Refusal::internal)??;
-    let choices = order.choices;
+    let Asked { orders, form, stream, party } = asked.map_err(Refusal::internal)??;
     let party = party.map_or_else(|| format!("peer {peer}"), |user| format!("user {user}"));
-    let mut events = app.turns.submit(party, order);
+    let mut events = Orders::submit(orders, |order| app.turns.submit(party.clone(), order));
+    let choices = events.choices();
     match stream {
         false => collect(form, events, choices).await,
         true => {
@@ -122,7 +124,7 @@ fn busy(app: &App) -> Refusal {
 }
 
 /// The whole answer, once it is there.
-async fn collect(form: Form, mut events: UnboundedReceiver<Event>, choices: usize) -> Result<Response<Body>, Refusal> {
+async fn collect(form: Form, mut events: Orders, choices: usize) -> Result<Response<Body>, Refusal> {
     let mut collected = vec![Collected::default(); choices];
     loop {
         match events.recv().await {
@@ -134,10 +136,56 @@ async fn collect(form: Form, mut events: UnboundedReceiver<Event>, choices: usiz
     }
 }
 
+/// What is told of the orders of a request, as if they were one. Those behind wait in their channels, which the context bounds.
+struct Orders {
+    /// Those that are not done, with how many choices each has.
+    open: VecDeque<(UnboundedReceiver<Event>, usize)>,
+    /// Choices of those that are,
+    before: usize,
+    /// and what they took.
+    usage: Usage,
+}
+
+impl Orders {
+    fn submit(orders: Vec<Order>, mut submit: impl FnMut(Order) -> UnboundedReceiver<Event>) -> Self {
+        let open = orders.into_iter().map(|order| {
+            let choices = order.choices;
+            (submit(order), choices)
+        });
+        Self { open: open.collect(), before: 0, usage: Usage::default() }
+    }
+
+    /// How many answers there are to be.
+    fn choices(&self) -> usize {
+        self.open.iter().map(|(_, choices)| choices).sum()
+    }
+
+    async fn recv(&mut self) -> Option<Event> {
+        poll_fn(|context| self.poll_recv(context)).await
+    }
+
+    fn poll_recv(&mut self, context: &mut Context<'_>) -> Poll<Option<Event>> {
+        loop {
+            let Some((events, choices)) = self.open.front_mut() else { return Poll::Ready(None) };
+            match ready!(events.poll_recv(context)) {
+                Some(Event::Done(usage)) => {
+                    self.usage.add(&usage);
+                    self.before += *choices;
+                    self.open.pop_front();
+                    if self.open.is_empty() {
+                        return Poll::Ready(Some(Event::Done(self.usage)));
+                    }
+                }
+                event => return Poll::Ready(event.map(|event| event.numbered_from(self.before))),
+            }
+        }
+    }
+}
+
 /// An answer as server-sent events. Holds the request's place until it is read to its end.
 struct Events {
     first: Option<Event>,
-    rest: UnboundedReceiver<Event>,
+    rest: Orders,
     form: Form,
     chunks: Chunks,
     _place: OwnedSemaphorePermit,

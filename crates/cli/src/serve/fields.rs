@@ -26,6 +26,19 @@ impl Fields {
         }
     }
 
+    /// Of an object inside a body; `path` is where it stands.
+    pub fn within(value: Value, path: String) -> Result<Self, Refusal> {
+        match value {
+            Value::Object(map) => Ok(Self { map, path: path + "." }),
+            other => Err(Refusal::field(&path, format_args!("expected an object, found {}", brief(&other)))),
+        }
+    }
+
+    /// What is not yet taken, by name.
+    pub fn names(&self) -> Vec<String> {
+        self.map.keys().cloned().collect()
+    }
+
     /// Whether there is such a field.
     pub fn has(&self, name: &str) -> bool {
         self.map.get(name).is_some_and(|v| !v.is_null())
@@ -128,10 +141,10 @@ mod tests {
 
     #[test]
     fn what_nobody_takes_is_refused_by_name() {
-        let mut f = fields(json!({"seed": 3, "stream": null, "logit_bias": {"5": 1}}));
+        let mut f = fields(json!({"seed": 3, "stream": null, "functions": {"5": 1}}));
         assert_eq!(f.integer("seed", 0..=u64::MAX), Ok(Some(3)));
         let refusal = f.finish().unwrap_err();
-        assert_eq!((refusal.param.as_deref(), refusal.code), (Some("logit_bias"), "unsupported_parameter"));
+        assert_eq!((refusal.param.as_deref(), refusal.code), (Some("functions"), "unsupported_parameter"));
         let mut inner = fields(json!({"stream_options": {"include_usage": true, "x": 1}})).object("stream_options");
         let inner = inner.as_mut().unwrap().as_mut().unwrap();
         assert_eq!(inner.boolean("include_usage"), Ok(Some(true)));

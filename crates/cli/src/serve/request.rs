@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use anemone_chat::generate::Limits;
 use anemone_chat::grammar::Constraint;
-use anemone_chat::{Conversation, Grammar, Message, Prompt, SamplingOptions};
+use anemone_chat::{Bias, Conversation, Grammar, Message, Prompt, SamplingOptions};
 use axum::http::StatusCode;
 use serde_json::{Map, Value, json};
 
@@ -19,6 +19,8 @@ use crate::speak::Speaker;
 
 /// The most answers to one prompt.
 const MAX_CHOICES: u64 = 8;
+/// The most prompts of one request.
+const MAX_PROMPTS: usize = 32;
 /// The most alternatives told for a token.
 const MAX_TOP: u64 = 20;
 /// The most stop strings.
@@ -40,8 +42,8 @@ pub struct Desk {
 
 /// A request that was understood.
 pub struct Asked {
-    /// What to do.
-    pub order: Order,
+    /// What to do: an order for each prompt, at least one, all with as many choices.
+    pub orders: Vec<Order>,
     /// How to answer.
     pub form: Form,
     /// Whether to answer as it comes.
@@ -73,9 +75,10 @@ impl Desk {
             Route::Text => text_logprobs(&mut fields)?,
         };
         let sampling = SamplingOptions { logprobs: logprobs.then_some(top_logprobs), ..sampling(&mut fields)? };
+        let bias = self.bias(&mut fields)?;
         let limits = limits(route, &mut fields)?;
         let choices = fields.integer("n", 1..=MAX_CHOICES)?.unwrap_or(1) as usize;
-        let constraint = constraint(&mut fields)?;
+        let mut constraint = constraint(&mut fields)?.map(|constraint| (constraint, "response_format"));
         let unique = RandomState::new().hash_one(());
         let mut form = Form::new(route, &self.model, &self.fingerprint, unique);
         form.logprobs = logprobs;
@@ -89,34 +92,44 @@ impl Desk {
             options.finish()?;
         }
         let party = fields.string("user")?;
-        for (name, value) in [
-            ("presence_penalty", json!(0)),
-            ("frequency_penalty", json!(0)),
-            ("logit_bias", json!({})),
-            ("store", json!(false)),
-            ("service_tier", json!("auto")),
-        ] {
+        for (name, value) in [("store", json!(false)), ("service_tier", json!("auto"))] {
             fields.neutral(name, value)?;
         }
-        let prompt = match route {
+        let prompts = match route {
             Route::Chat => {
-                let (tools, names) = self.tools(&mut fields)?;
+                let Offered { tools, names, call } = offered(&mut fields)?;
+                if call.is_some() && constraint.is_some() {
+                    return Err(Refusal::unsupported(
+                        "tool_choice",
+                        "a call that must be made has a form of its own; leave `response_format` out",
+                    ));
+                }
                 form.tools = names;
-                self.chat_prompt(&mut fields, tools)?
+                constraint = constraint.or(call.map(|schema| (Constraint::JsonSchema(schema), "tools")));
+                vec![self.chat_prompt(&mut fields, tools)?]
             }
-            Route::Text => self.text_prompt(&mut fields)?,
+            Route::Text => self.text_prompts(&mut fields)?,
         };
         fields.finish()?;
         let field = if route == Route::Chat { "messages" } else { "prompt" };
-        self.check_length(&prompt, field)?;
+        prompts.iter().try_for_each(|prompt| self.check_length(prompt, field))?;
         // Compiled last: it costs most.
         let matcher = match (constraint, &self.grammar) {
             (None, _) => None,
-            (Some(constraint), Ok(grammar)) => Some(grammar.matcher(&constraint)?),
-            (Some(_), Err(error)) => return Err(Refusal::unsupported("response_format", error)),
+            (Some((constraint, of)), Ok(grammar)) => {
+                Some(grammar.matcher(&constraint).map_err(|error| Refusal::field(of, error))?)
+            }
+            (Some((_, of)), Err(error)) => return Err(Refusal::unsupported(of, error)),
         };
         let matcher = if logprobs { matcher.map(|m| m.looking()) } else { matcher };
-        Ok(Asked { order: Order { prompt, sampling, limits, choices, matcher, deadline }, form, stream, party })
+        let order = |(number, prompt): (usize, Vec<u32>)| {
+            // All choices of a request are numbered in one row, and so are their seeds.
+            let seed = sampling.seed.wrapping_add((number * choices) as u64);
+            let (sampling, limits) = (SamplingOptions { seed, ..sampling.clone() }, limits.clone());
+            let (bias, matcher) = (bias.clone(), matcher.clone());
+            Order { prompt, sampling, bias, limits, choices, matcher, deadline }
+        };
+        Ok(Asked { orders: prompts.into_iter().enumerate().map(order).collect(), form, stream, party })
     }
 
     fn model(&self, fields: &mut Fields) -> Result<(), Refusal> {
@@ -130,17 +143,24 @@ impl Desk {
         }
     }
 
-    /// The tools that the model may call, and their names.
-    fn tools(&self, fields: &mut Fields) -> Result<(Option<Value>, BTreeSet<String>), Refusal> {
-        fields.neutral("parallel_tool_calls", json!(true))?;
-        let choice = fields.string("tool_choice")?;
-        let Some(tools) = fields.take("tools") else { return Ok((None, BTreeSet::new())) };
-        let names = tools::names(&tools)?;
-        match choice.as_deref() {
-            None | Some("auto") => Ok((Some(tools), names)),
-            Some("none") => Ok((None, BTreeSet::new())),
-            Some(_) => Err(Refusal::unsupported("tool_choice", "only `auto` and `none` can be honoured here")),
+    /// OpenAI's penalties, and what it adds to single tokens.
+    fn bias(&self, fields: &mut Fields) -> Result<Bias, Refusal> {
+        let vocab = self.speaker.engine.contract().vocab;
+        let mut bias = Bias {
+            presence: fields.number("presence_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+            frequency: fields.number("frequency_penalty", -2.0..=2.0)?.unwrap_or(0.0),
+            ..Bias::default()
+        };
+        let Some(mut tokens) = fields.object("logit_bias")? else { return Ok(bias) };
+        for name in tokens.names() {
+            let id = name.parse::<u32>().ok().filter(|&id| (id as usize) < vocab);
+            let wrong = || Refusal::field("logit_bias", format_args!("expected token ids below {vocab} for names"));
+            let id = id.ok_or_else(wrong)?;
+            if let Some(value) = tokens.number(&name, -100.0..=100.0)? {
+                bias.tokens.insert(id, value);
+            }
         }
+        Ok(bias)
     }
 
     fn chat_prompt(&self, fields: &mut Fields, tools: Option<Value>) -> Result<Vec<u32>, Refusal> {
@@ -197,11 +217,25 @@ impl Desk {
         }
     }
 
-    fn text_prompt(&self, fields: &mut Fields) -> Result<Vec<u32>, Refusal> {
+    /// One prompt, or a list of them; each a text or token ids.
+    fn text_prompts(&self, fields: &mut Fields) -> Result<Vec<Vec<u32>>, Refusal> {
         for (name, neutral) in [("echo", json!(false)), ("suffix", json!("")), ("best_of", json!(1))] {
             fields.neutral(name, neutral)?;
         }
         match fields.take("prompt") {
+            Some(Value::Array(list)) if list.iter().any(|v| v.is_string() || v.is_array()) => {
+                if list.len() > MAX_PROMPTS {
+                    let message = format_args!("{} prompts; at most {MAX_PROMPTS} in one request", list.len());
+                    return Err(Refusal::field("prompt", message));
+                }
+                list.into_iter().map(|prompt| self.text_prompt(Some(prompt))).collect()
+            }
+            prompt => Ok(vec![self.text_prompt(prompt)?]),
+        }
+    }
+
+    fn text_prompt(&self, prompt: Option<Value>) -> Result<Vec<u32>, Refusal> {
+        match prompt {
             Some(Value::String(text)) => {
                 let ids = self.speaker.voice.text(&text).ids;
                 if ids.is_empty() { Err(Refusal::field("prompt", "is empty")) } else { Ok(ids) }
@@ -218,11 +252,9 @@ impl Desk {
         match ids {
             Some(ids) if !ids.is_empty() => self.check_length(&ids, field).map(|()| ids),
             _ => {
-                let text = if field == "prompt" { "one string or " } else { "" };
-                Err(Refusal::field(
-                    field,
-                    format_args!("expected {text}one list of token ids below {vocab}, not empty"),
-                ))
+                let text = if field == "prompt" { "a string, a list of strings or lists, or " } else { "" };
+                let message = format_args!("expected {text}one list of token ids below {vocab}, not empty");
+                Err(Refusal::field(field, message))
             }
         }
     }
@@ -238,53 +270,87 @@ impl Desk {
     }
 }
 
+/// The tools of a request.
+struct Offered {
+    /// What the template is given.
+    tools: Option<Value>,
+    /// What an answer may call.
+    names: BTreeSet<String>,
+    /// The schema of a call, where one must be made.
+    call: Option<Value>,
+}
+
+/// The tools that the model may call, or must.
+fn offered(fields: &mut Fields) -> Result<Offered, Refusal> {
+    fields.neutral("parallel_tool_calls", json!(true))?;
+    let choice = fields.take("tool_choice").unwrap_or_else(|| "auto".into());
+    let tools = fields.take("tools").unwrap_or_else(|| json!([]));
+    let names = tools::names(&tools)?;
+    let wrong = |problem: &str| Refusal::field("tool_choice", problem);
+    let call = match (choice.as_str(), choice["function"]["name"].as_str()) {
+        (Some("none"), _) => return Ok(Offered { tools: None, names: BTreeSet::new(), call: None }),
+        (Some("auto"), _) => None,
+        (Some("required"), _) if names.is_empty() => return Err(wrong("a call is required, and there are no `tools`")),
+        (Some("required"), _) => Some(tools::call_schema(&tools, None)),
+        (_, Some(name)) if choice["type"] == "function" => match names.contains(name) {
+            true => Some(tools::call_schema(&tools, Some(name))),
+            false => return Err(wrong("names a function that is not among `tools`")),
+        },
+        _ => {
+            return Err(wrong(
+                "expected none, auto, required or `{\"type\": \"function\", \"function\": {\"name\": ...}}`",
+            ));
+        }
+    };
+    Ok(Offered { tools: Some(tools).filter(|_| !names.is_empty()), names, call })
+}
+
 /// A message: its role, its text, and what else templates read.
 fn message(index: usize, message: Value) -> Result<Message, Refusal> {
-    let at = |field: &str| format!("messages[{index}]{field}");
-    let Value::Object(mut map) = message else { return Err(Refusal::field(&at(""), "expected an object")) };
-    let role = match map.remove("role") {
+    let mut fields = Fields::within(message, format!("messages[{index}]"))?;
+    let role = match fields.string("role")?.as_deref() {
         // OpenAI's newer name; templates know the older.
-        Some(Value::String(role)) if role == "developer" => "system".to_owned(),
-        Some(Value::String(role)) if ["system", "user", "assistant", "tool"].contains(&role.as_str()) => role,
-        _ => return Err(Refusal::field(&at(".role"), "expected system, developer, user, assistant or tool")),
-    };
-    let calls = match (role.as_str(), map.remove("tool_calls").filter(|v| !v.is_null())) {
-        (_, None) => None,
-        ("assistant", Some(calls)) => Some(tools::earlier(calls).ok_or_else(|| {
-            Refusal::field(&at(".tool_calls"), "expected a list of calls with JSON objects for arguments")
+        Some("developer") => "system",
+        Some(role @ ("system" | "user" | "assistant" | "tool")) => role,
+        _ => {
+            let expected = "expected system, developer, user, assistant or tool";
+            return Err(Refusal::field(&fields.name("role"), expected));
+        }
+    }
+    .to_owned();
+    let calls = match fields.take("tool_calls") {
+        None => None,
+        Some(calls) if role == "assistant" => Some(tools::earlier(calls).ok_or_else(|| {
+            let expected = "expected a list of calls with JSON objects for arguments";
+            Refusal::field(&fields.name("tool_calls"), expected)
         })?),
-        _ => return Err(Refusal::field(&at(".tool_calls"), "only of the assistant")),
+        Some(_) => return Err(Refusal::field(&fields.name("tool_calls"), "only of the assistant")),
     };
-    let content = match map.remove("content") {
-        None | Some(Value::Null) if calls.is_some() => String::new(),
+    let content = match fields.take("content") {
+        None if calls.is_some() => String::new(),
         Some(Value::String(text)) => text,
         Some(Value::Array(parts)) => {
             let part = |p: Value| match (p.get("type").and_then(Value::as_str), p.get("text").and_then(Value::as_str)) {
                 (Some("text"), Some(text)) => Ok(text.to_owned()),
-                _ => Err(Refusal::unsupported(&at(".content"), "only parts of type `text` can be read")),
+                _ => Err(Refusal::unsupported(&fields.name("content"), "only parts of type `text` can be read")),
             };
             parts.into_iter().map(part).collect::<Result<String, _>>()?
         }
-        _ => return Err(Refusal::field(&at(".content"), "expected a string, or a list of parts of type `text`")),
+        _ => {
+            let expected = "expected a string, or a list of parts of type `text`";
+            return Err(Refusal::field(&fields.name("content"), expected));
+        }
     };
     let mut more = Map::new();
     more.extend(calls.map(|calls| ("tool_calls".to_owned(), calls)));
     for field in ["name", "tool_call_id"] {
-        match map.remove(field) {
-            None | Some(Value::Null) => {}
-            Some(value) if value.is_string() => drop(more.insert(field.to_owned(), value)),
-            Some(_) => return Err(Refusal::field(&at(&format!(".{field}")), "expected a string")),
-        }
+        more.extend(fields.string(field)?.map(|text| (field.to_owned(), text.into())));
     }
     // What OpenAI's own answers have, and clients send back.
     for field in ["refusal", "annotations"] {
-        if map.get(field).is_some_and(|v| v.as_array().is_some_and(Vec::is_empty)) {
-            map.remove(field);
-        }
+        fields.neutral(field, json!([]))?;
     }
-    if let Some((field, _)) = map.iter().find(|(_, value)| !value.is_null()) {
-        return Err(Refusal::unsupported(&at(&format!(".{field}")), "this field is not supported; leave it out"));
-    }
+    fields.finish()?;
     let mut message = Message::new(&role, &content);
     message.more = more;
     Ok(message)

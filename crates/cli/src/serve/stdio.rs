@@ -27,7 +27,7 @@ use super::fields::Fields;
 use super::form::{Chunks, Collected, Route};
 use super::refusal::Refusal;
 use super::request::{Asked, Desk};
-use super::work::{Event, Progress, Task};
+use super::work::{Event, Progress, Task, Usage};
 use crate::speak::Speaker;
 
 /// Answers until the end of input.
@@ -156,29 +156,33 @@ fn converse(
     asked: Asked,
     say: &mut dyn FnMut(Value) -> std::io::Result<()>,
 ) -> Result<(), Refusal> {
-    let Asked { order, mut form, stream, .. } = asked;
+    let Asked { orders, mut form, stream, .. } = asked;
     form.include_usage |= stream;
-    let choices = order.choices;
-    let (events, mut heard) = unbounded_channel();
-    let lease = pool.lease(&order.prompt)?.ok_or_else(|| Refusal::internal("no session"))?;
-    let mut task = Task::new(order, lease, &desk.speaker.voice.tokenizer, events, Instant::now())?;
+    let choices = orders.iter().map(|order| order.choices).sum();
     let mut chunks = Chunks::new(choices);
     let mut collected = vec![Collected::default(); choices];
-    let mut progress = Progress::More;
-    while progress == Progress::More {
-        progress = task.step();
-        while let Ok(event) = heard.try_recv() {
-            let parts = match event {
-                Event::Failed(refusal) => return Err(refusal),
-                event if stream => chunks.of(&form, event),
-                Event::Done(usage) => vec![form.whole(&collected, &usage)],
-                event => {
-                    Collected::add(&mut collected, event);
-                    Vec::new()
+    let (mut before, mut total) = (0, Usage::default());
+    for order in orders {
+        let these = order.choices;
+        let (events, mut heard) = unbounded_channel();
+        let lease = pool.lease(&order.prompt)?.ok_or_else(|| Refusal::internal("no session"))?;
+        let mut task = Task::new(order, lease, &desk.speaker.voice.tokenizer, events, Instant::now())?;
+        let mut progress = Progress::More;
+        while progress == Progress::More {
+            progress = task.step();
+            while let Ok(event) = heard.try_recv() {
+                match event.numbered_from(before) {
+                    Event::Failed(refusal) => return Err(refusal),
+                    Event::Done(usage) => total.add(&usage),
+                    event if stream => {
+                        chunks.of(&form, event).into_iter().try_for_each(&mut *say).map_err(Refusal::internal)?;
+                    }
+                    event => Collected::add(&mut collected, event),
                 }
-            };
-            parts.into_iter().try_for_each(&mut *say).map_err(Refusal::internal)?;
+            }
         }
+        before += these;
     }
-    Ok(())
+    let last = if stream { form.usage(&total) } else { Some(form.whole(&collected, &total)) };
+    last.into_iter().try_for_each(say).map_err(Refusal::internal)
 }

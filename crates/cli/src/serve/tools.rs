@@ -47,6 +47,25 @@ pub fn names(tools: &Value) -> Result<BTreeSet<String>, Refusal> {
     tools.as_array().ok_or_else(wrong)?.iter().map(name).collect()
 }
 
+/// The schema of an answer that is one call: of `name`, or of any of the tools, whose own schemas bound the arguments.
+pub fn call_schema(tools: &Value, name: Option<&str>) -> Value {
+    let functions = tools.as_array().into_iter().flatten().map(|tool| &tool["function"]);
+    let call = |function: &Value| {
+        let parameters = function.get("parameters").filter(|p| p.is_object());
+        json!({
+            "type": "object",
+            "properties": {
+                "name": {"const": function["name"]},
+                "arguments": parameters.cloned().unwrap_or_else(|| json!({"type": "object"})),
+            },
+            "required": ["name", "arguments"],
+            "additionalProperties": false,
+        })
+    };
+    let calls: Vec<_> = functions.filter(|f| name.is_none_or(|name| f["name"] == name)).map(call).collect();
+    json!({"anyOf": calls})
+}
+
 /// The calls that an answer consists of, if it consists of calls of `known` tools.
 pub fn calls(answer: &str, known: &BTreeSet<String>) -> Option<Vec<Call>> {
     let mut calls = Vec::new();

@@ -8,7 +8,7 @@ use anemone_chat::generate::{Drawn, Finish, Limits};
 use anemone_chat::grammar::Matcher;
 use anemone_chat::pool::Lease;
 use anemone_chat::sample::Choice;
-use anemone_chat::{Control, Generation, Sampler, SamplingOptions, Tokenizer};
+use anemone_chat::{Bias, Control, Generation, Sampler, SamplingOptions, Tokenizer};
 use axum::http::StatusCode;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -20,6 +20,8 @@ pub struct Order {
     pub prompt: Vec<u32>,
     /// How tokens are drawn. Choice i of several starts its draws at `seed + i`.
     pub sampling: SamplingOptions,
+    /// What is added to logits.
+    pub bias: Bias,
     /// What ends an answer.
     pub limits: Limits,
     /// How many answers.
@@ -53,6 +55,16 @@ pub enum Event {
     Done(Usage),
     /// Nothing more comes.
     Failed(Refusal),
+}
+
+impl Event {
+    /// The same of a choice that `before` others come before.
+    pub fn numbered_from(mut self, before: usize) -> Self {
+        if let Self::Text { choice, .. } | Self::End { choice, .. } = &mut self {
+            *choice += before;
+        }
+        self
+    }
 }
 
 /// A token with its log-probability.
@@ -89,6 +101,20 @@ pub struct Usage {
     pub prompt_time: Duration,
     /// From there to the end.
     pub decode_time: Duration,
+}
+
+impl Usage {
+    /// Of several orders of one request. They were made side by side, or one after the other: the times are sums.
+    pub fn add(&mut self, other: &Self) {
+        self.prompt += other.prompt;
+        self.cached += other.cached;
+        self.computed += other.computed;
+        self.drawn += other.drawn;
+        self.forced += other.forced;
+        self.waited += other.waited;
+        self.prompt_time += other.prompt_time;
+        self.decode_time += other.decode_time;
+    }
 }
 
 /// Whether there is more to do.
@@ -286,7 +312,7 @@ fn generation<'e>(
     let sampler = Sampler::new(SamplingOptions { seed, ..order.sampling.clone() })?;
     let stop = lease.engine().contract().tokens.stop.clone();
     let (prompt, limits, matcher) = (order.prompt.clone(), order.limits.clone(), order.matcher.clone());
-    let generation = Generation::new(tokenizer, stop, prompt, sampler, limits, matcher)?;
+    let generation = Generation::new(tokenizer, stop, prompt, sampler, limits, matcher)?.biased(order.bias.clone());
     Ok(generation.with_drafts(lease.engine().drafts()))
 }
 
