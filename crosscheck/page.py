@@ -21,6 +21,8 @@ from websockets.sync.client import connect
 
 from serving import WRONG, same, serving
 
+# Seconds until what does not come counts as missing. No judgement depends on how fast a machine is.
+PATIENCE = 120
 KEYS = {"Enter": 13, "Escape": 27, "ArrowUp": 38, "ArrowDown": 40, "KeyN": 78, "KeyR": 82, "Comma": 188}
 
 
@@ -28,21 +30,36 @@ class Page:
     """A tab, spoken to by the DevTools protocol."""
 
     def __init__(self, port, stack):
-        tabs = json.load(urllib.request.urlopen(f"http://127.0.0.1:{port}/json"))
-        address = next(t for t in tabs if t["type"] == "page")["webSocketDebuggerUrl"]
+        # The browser listens before it has a tab.
+        end = time.monotonic() + PATIENCE
+        while not (address := self.tab(port)):
+            if time.monotonic() > end:
+                raise SystemExit("WRONG: the browser opened no tab")
+            time.sleep(0.05)
         self.socket = stack.enter_context(connect(address, max_size=None))
         self.numbers = itertools.count(1)
         self.requests, self.errors = [], []
         for domain in ("Page", "Runtime", "Network", "Log"):
             self.call(f"{domain}.enable")
 
+    @staticmethod
+    def tab(port):
+        """The address of a tab, if there is one yet."""
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/json", timeout=PATIENCE) as reply:
+                tabs = json.load(reply)
+        except OSError:
+            return None
+        return next((t["webSocketDebuggerUrl"] for t in tabs if t["type"] == "page"), None)
+
     def call(self, method, **params):
         number = next(self.numbers)
         self.socket.send(json.dumps({"id": number, "method": method, "params": params}))
         while True:
-            message = json.loads(self.socket.recv(timeout=60))
+            message = json.loads(self.socket.recv(timeout=PATIENCE))
             if message.get("id") == number:
-                return message["result"]
+                # None while a document goes and the next one comes: there is nothing to ask.
+                return message.get("result")
             self.note(message)
 
     def note(self, message):
@@ -56,7 +73,7 @@ class Page:
 
     def eval(self, expression):
         result = self.call("Runtime.evaluate", expression=expression, returnByValue=True, awaitPromise=True)
-        return result["result"].get("value")
+        return result and result["result"].get("value")
 
     def type(self, text):
         self.call("Input.insertText", text=text)
@@ -70,8 +87,8 @@ class Page:
                 "Input.dispatchKeyEvent", type=kind, code=code, key=key, windowsVirtualKeyCode=KEYS[code], modifiers=modifiers, **more
             )
 
-    def wait(self, expression, what, seconds=30):
-        end = time.monotonic() + seconds
+    def wait(self, expression, what):
+        end = time.monotonic() + PATIENCE
         while not self.eval(f"!!({expression})"):
             if time.monotonic() > end:
                 same(self.eval("document.body.innerText"), None, f"no {what}")
@@ -79,8 +96,10 @@ class Page:
             time.sleep(0.02)
 
     def open(self, url):
+        # What is answered before the new document is there is answered by the old one.
+        self.eval("window.before = true")
         self.call("Page.navigate", url=url)
-        self.wait("document.readyState === 'complete' && document.activeElement?.id === 'text'", "page with the focus in its text")
+        self.wait("!window.before && document.readyState === 'complete' && document.activeElement?.id === 'text'", "page with the focus in its text")
 
     def picture(self, path):
         path.write_bytes(base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"]))
@@ -94,7 +113,7 @@ def chromium(program):
         process = subprocess.Popen([program, *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             port = pathlib.Path(profile, "DevToolsActivePort")
-            end = time.monotonic() + 60
+            end = time.monotonic() + PATIENCE
             while not port.exists() or not port.read_text(encoding="ascii").strip():
                 if process.poll() is not None or time.monotonic() > end:
                     raise SystemExit(f"WRONG: {program} did not start")
@@ -102,8 +121,8 @@ def chromium(program):
             with contextlib.ExitStack() as stack:
                 yield Page(port.read_text(encoding="ascii").split()[0], stack)
         finally:
-            process.terminate()
-            process.wait(30)
+            process.kill()
+            process.wait()
 
 
 # How often an answer that ends before it can be stopped is asked for.

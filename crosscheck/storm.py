@@ -108,7 +108,14 @@ class Storm:
             try:
                 line.sendall(head.encode() + body)
                 if kind != "cut":
-                    status = line.recv(100).split()[1].decode()
+                    # As a stream gives it: what ends before a status was closed on us, as a reset would.
+                    reply = b""
+                    while reply.count(b" ") < 2:
+                        more = line.recv(100)
+                        if not more:
+                            raise ConnectionResetError
+                        reply += more
+                    status = reply.split()[1].decode()
                     right = status in ({"large": "413", "broken": "400"}[kind], "429")
                     self.count("refused" if right else "wrong", None if right else f"{kind}: {status}")
             except (BrokenPipeError, ConnectionResetError):
