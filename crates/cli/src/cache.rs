@@ -1,4 +1,5 @@
-//! Bundles made on the way: a GGUF where a bundle is expected is built into a folder of this user's, once.
+//! Bundles made on the way: a GGUF where a bundle is expected is built into a folder of this user's, once. Beside them are the
+//! models that `anemone pull` got, which have names of their own.
 //!
 //! A bundle there is named by its model's file name and a hash of where, how large and how new that file is: a file that
 //! changed is another model, and is built anew.
@@ -9,6 +10,7 @@ use std::time::UNIX_EPOCH;
 use anemone_bundle::Manifest;
 use anemone_gate::residency::Target;
 use anemone_gate::{Subject, Verdict};
+use anemone_hub::{Name, Store};
 use anemone_lower::Access;
 use anyhow::{Context, Result, bail};
 
@@ -34,8 +36,22 @@ pub fn bundles() -> Result<PathBuf> {
     Ok(home()?.join("bundles"))
 }
 
+/// The models that were pulled.
+pub fn models() -> Result<Store> {
+    Ok(Store::new(home()?.join("models")))
+}
+
+/// The file of a model that is named by its path, or as `hf:OWNER/REPO:FILE` if it was pulled.
+pub fn model(path: &Path) -> Result<PathBuf> {
+    match path.to_str().filter(|text| Name::is_meant(text)) {
+        Some(name) => Ok(models()?.find(&name.parse()?)?),
+        None => Ok(path.to_owned()),
+    }
+}
+
 /// The bundle that `path` is, or of the GGUF that it is: made and gated if it is not there yet.
 pub fn bundle(path: &Path, runtime: &RuntimeArgs, ui: &Ui) -> Result<PathBuf> {
+    let path = &model(path)?;
     if !path.is_file() {
         return Ok(path.to_owned());
     }

@@ -61,8 +61,13 @@ enum Command {
     Chat(commands::chat::Args),
     /// Answer over HTTP as OpenAI's clients ask, with a page to talk with the model; or JSON lines on stdin and stdout.
     Serve(commands::serve::Args),
-    /// What the cache of bundles holds.
+    /// Get a model from the Hugging Face Hub, verified, into the cache.
+    #[cfg(feature = "pull")]
+    Pull(commands::pull::Args),
+    /// What the cache of models and bundles holds.
     Models(commands::models::Args),
+    /// Print the JSON Schema of what a command prints with `--json`.
+    Schema(commands::schema::Args),
     /// Print the completions of a shell.
     Completions(commands::shell::Completions),
     /// Write manual pages.
@@ -104,7 +109,10 @@ fn main() -> ExitCode {
         Command::Bench(args) => commands::bench::run(args, &ui),
         Command::Chat(args) => commands::chat::run(args, &ui),
         Command::Serve(args) => commands::serve::run(args, &ui),
+        #[cfg(feature = "pull")]
+        Command::Pull(args) => commands::pull::run(args, &ui),
         Command::Models(args) => commands::models::run(args, &ui),
+        Command::Schema(args) => commands::schema::run(args),
         Command::Completions(args) => commands::shell::completions(args, Cli::command()),
         Command::Man(args) => commands::shell::man(args, Cli::command()),
         Command::Doctor(args) => commands::doctor::run(args, &ui),

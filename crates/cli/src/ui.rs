@@ -52,6 +52,12 @@ impl Bar {
         self.0.inc(by);
     }
 
+    /// So much is there to begin with, and says nothing about the rate.
+    pub fn begins_at(&self, done: u64) {
+        self.0.set_position(done);
+        self.0.reset_eta();
+    }
+
     /// What is being worked on.
     pub fn doing(&self, what: impl Display) {
         self.0.set_message(what.to_string());
@@ -77,6 +83,12 @@ impl anemone_lower::Progress for Bar {
 /// Bytes for people: `1.43 GiB`.
 pub fn bytes(n: u64) -> impl Display {
     HumanBytes(n)
+}
+
+/// Prints a result as JSON.
+pub fn json(value: &serde_json::Value) -> anyhow::Result<()> {
+    println!("{}", serde_json::to_string_pretty(value)?);
+    Ok(())
 }
 
 /// Prints rows under a header, columns as wide as they need to be; numbers are the caller's text.

@@ -229,3 +229,27 @@ fn a_full_disk_leaves_nothing() {
     assert!(stderr.contains("No space left"), "{stderr}");
     assert!(left.is_empty(), "left behind: {left:?}");
 }
+
+#[test]
+fn exit_codes_are_those_of_the_help() {
+    let bundle = Bundle::build(&fixture(MINIATURE), &[]);
+    let model = |name: &str| fixture("miniature").join(name).to_str().unwrap().to_owned();
+    let (its, other) = (model("miniature-f16.gguf"), model("miniature-q8_0.gguf"));
+    let code = |args: &[&str]| anemone(args).status.code().unwrap();
+    let gate = |source: &str, more: &[&str]| {
+        code(&[&["gate", bundle.str(), "--only", "contract,residency", "--source", source], more].concat())
+    };
+    assert_eq!(gate(&its, &[]), 0);
+    // Built from another file.
+    assert_eq!(gate(&other, &[]), 1);
+    assert_eq!(gate("/nowhere.gguf", &[]), 2);
+    assert_eq!(code(&["gate", "--no-such-flag"]), 2);
+    if !cfg!(target_os = "macos") {
+        // Placement is predicted here.
+        assert_eq!(gate(&its, &["--strict"]), 3);
+    }
+    let help = succeed(&["--help"]);
+    for line in ["0 done", "1 a gate", "2 the request", "3 not all"] {
+        assert!(help.contains(line) && succeed(&["man"]).contains(line), "{line}");
+    }
+}

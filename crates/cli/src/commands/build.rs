@@ -17,6 +17,7 @@ use anyhow::{Context, Result};
 use clap::Parser;
 
 use crate::Outcome;
+use crate::cache;
 use crate::options::{TargetArgs, WeightsArg, file_name, open_source};
 use crate::ui::{self, Ui};
 
@@ -27,7 +28,7 @@ const DEFAULT_PREFILL: usize = 32;
 #[derive(Parser)]
 #[command(after_help = "Example: anemone build phi4-mini.gguf -o phi4-mini.anemone --topology 0-20,20-24,24-30,30-32")]
 pub struct Args {
-    /// The model.
+    /// The model: a GGUF, or the name of one that was pulled.
     pub model: PathBuf,
     /// Where the bundle goes; must not exist.
     #[arg(short, long, required_unless_present_any = ["dry_run", "plan"])]
@@ -48,8 +49,8 @@ pub struct Args {
     /// Print what would be written, and stop.
     #[arg(long, group = "instead")]
     pub dry_run: bool,
-    /// With --dry-run: as JSON.
-    #[arg(long, requires = "dry_run")]
+    /// Print what was built, or with --dry-run would be, as JSON.
+    #[arg(long)]
     pub json: bool,
     /// Print the jobs of this build as JSON, and stop: each makes one piece, on any machine that sees the target's folder.
     #[arg(long, group = "instead")]
@@ -88,8 +89,9 @@ pub struct Cut {
 }
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
-    let source = open_source(&args.model)?;
-    let mut prepared = prepare(&args.model, source, &args.cut)?;
+    let model = cache::model(&args.model)?;
+    let source = open_source(&model)?;
+    let mut prepared = prepare(&model, source, &args.cut)?;
     prepared.options.reuse = args.reuse.as_deref().map(Baseline::open).transpose()?;
     if args.dry_run {
         show_plan(&prepared, args.target.target(), args.json)?;
@@ -117,6 +119,13 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     };
     if journal::beside(target).exists() {
         journal::adopt(target).with_context(|| format!("{}: journal", target.display()))?;
+    }
+    if args.json {
+        let (layers, head) = (&manifest.layers, &manifest.head);
+        let weights = manifest.contract.weights;
+        ui::json(&serde_json::json!({
+            "bundle": target, "hash": manifest.hash(), "bytes": manifest.bytes(), "weights": weights, "layers": layers, "head": head,
+        }))?;
     }
     let total: u64 = manifest.bytes();
     let shards = (manifest.layers.len(), manifest.head.len());

@@ -15,6 +15,7 @@ use anemone_mil::validate;
 use anyhow::{Context, Result};
 use clap::Parser;
 use serde::Serialize;
+use serde_json::json;
 
 use super::{build, demo};
 use crate::Outcome;
@@ -45,6 +46,9 @@ pub struct Args {
     /// With --self-test: where the report goes.
     #[arg(long, requires = "self_test", default_value = "anemone-selftest.json")]
     pub output: PathBuf,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub runtime: RuntimeArgs,
 }
@@ -52,6 +56,10 @@ pub struct Args {
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let machine = machine();
     if !args.self_test {
+        if args.json {
+            ui::json(&json!({"tool": TOOL, "machine": machine}))?;
+            return Ok(Outcome::Done);
+        }
         let rows: Vec<_> = machine.iter().map(|(what, state)| vec![what.clone(), state.clone()]).collect();
         ui::table(&["what", "here"], &rows);
         return Ok(Outcome::Done);
@@ -163,12 +171,6 @@ fn self_test(args: &Args, machine: BTreeMap<String, String>, ui: &Ui) -> Result<
         true => op_by_op(&bundle, folder.path(), chosen.runtime(), &exact)?,
         false => Vec::new(),
     };
-    ui::table(&COLUMNS, &rows.iter().map(Row::cells).collect::<Vec<_>>());
-    if let Some(first) = ops.iter().find(|row| !row.is_good()) {
-        println!("\nthe first value that differs: {}", first.what);
-    } else if args.op_by_op {
-        println!("\n{} values compared, none differs", ops.len());
-    }
     let good = rows.iter().chain(&ops).all(Row::is_good);
     let report = Report {
         tool: TOOL,
@@ -182,9 +184,23 @@ fn self_test(args: &Args, machine: BTreeMap<String, String>, ui: &Ui) -> Result<
     let path = &args.output;
     let text = serde_json::to_vec_pretty(&report)?;
     std::fs::File::create(path).and_then(|mut f| f.write_all(&text)).with_context(|| path.display().to_string())?;
-    println!("\n{} against {}", report.runtime, report.reference);
+    if args.json {
+        ui::json(&serde_json::to_value(&report)?)?;
+    } else {
+        show(&report);
+    }
     ui.say(format_args!("every figure is in {}; attach it where you report", path.display()));
     Ok(if good { Outcome::Done } else { Outcome::Failed })
+}
+
+fn show(report: &Report) {
+    ui::table(&COLUMNS, &report.rows.iter().map(Row::cells).collect::<Vec<_>>());
+    if let Some(first) = report.ops.iter().find(|row| !row.is_good()) {
+        println!("\nthe first value that differs: {}", first.what);
+    } else if !report.ops.is_empty() {
+        println!("\n{} values compared, none differs", report.ops.len());
+    }
+    println!("\n{} against {}", report.runtime, report.reference);
 }
 
 /// The model that ships with the program, built.

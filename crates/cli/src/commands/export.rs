@@ -8,10 +8,11 @@ use anemone_chat::{Conversation, Message, Voice};
 use anemone_gate::{evidence, runtime_meta};
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
+use serde_json::json;
 
 use super::journal;
 use crate::Outcome;
-use crate::ui::Ui;
+use crate::ui::{self, Ui};
 
 /// Write the published runtime's manifest into a bundle that the gates have proven.
 #[derive(Parser)]
@@ -34,6 +35,9 @@ pub struct Args {
     /// Export without evidence, and say so in the file.
     #[arg(long)]
     pub unproven: bool,
+    /// Print JSON.
+    #[arg(long)]
+    pub json: bool,
 }
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
@@ -67,6 +71,15 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     // Beside it first: a reader never sees half a file.
     let partial = args.bundle.join(format!(".{name}.partial"));
     fs::write(&partial, text).and_then(|()| fs::rename(&partial, &path)).with_context(|| path.display().to_string())?;
+    if args.json {
+        ui::json(&json!({
+            "path": path,
+            "unproven": missing,
+            "remarks": runtime_meta::remarks(&manifest, turn_end),
+            "compile": runtime_meta::compile_lines(),
+        }))?;
+        return Ok(Outcome::Done);
+    }
     println!("{}", path.display());
     for remark in runtime_meta::remarks(&manifest, turn_end) {
         ui.say(format_args!("note: {remark}"));

@@ -1,7 +1,7 @@
 //! `anemone gate`: a bundle judged against its source.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anemone_gate::residency::Target;
 use anemone_gate::{Finding, Subject, Verdict, contract, evidence};
@@ -11,6 +11,7 @@ use clap::{Parser, ValueEnum};
 use super::proof::ProofArgs;
 use super::{journal, smoke};
 use crate::Outcome;
+use crate::cache;
 use crate::options::{NumericsArg, RuntimeArgs, TargetArgs, open_source};
 use crate::ui::{self, Ui};
 
@@ -31,8 +32,8 @@ pub struct Args {
     /// Only these gates.
     #[arg(long, value_enum, value_delimiter = ',')]
     pub only: Vec<Gate>,
-    /// Write every finding with every figure to this file.
-    #[arg(long)]
+    /// Write every finding with every figure to this file; `-` prints them in place of the table.
+    #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
     /// Fail with 3 where a verdict is less than `passed`.
     #[arg(long)]
@@ -72,18 +73,23 @@ pub enum Gate {
 }
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
-    let source = open_source(&args.source)?;
+    let source = open_source(&cache::model(&args.source)?)?;
     let subject = Subject::open(&args.bundle, source)?;
     let by_default = Gate::value_variants().iter().copied().filter(|g| *g != Gate::Smoke);
     let gates = if args.only.is_empty() { by_default.collect() } else { args.only.clone() };
     let findings = judge(&subject, &gates, args.target.target(), &args.proof, &args.runtime, ui)?;
     evidence::append(&args.bundle, &findings).with_context(|| format!("{}: evidence", args.bundle.display()))?;
     journal::record(&args.bundle, &subject.manifest, &findings)?;
-    if let Some(path) = &args.json {
+    let printed = args.json.as_deref() == Some(Path::new("-"));
+    if printed {
+        ui::json(&serde_json::to_value(&findings)?)?;
+    } else if let Some(path) = &args.json {
         let text = serde_json::to_vec_pretty(&findings)?;
         std::fs::File::create(path).and_then(|mut f| f.write_all(&text)).with_context(|| path.display().to_string())?;
     }
-    show(&findings);
+    if !printed {
+        show(&findings);
+    }
     let any = |v: Verdict| findings.iter().any(|f| f.verdict == v);
     let less = [Verdict::Predicted, Verdict::WellFormed, Verdict::Inconclusive, Verdict::Skipped].into_iter().any(any);
     Ok(match () {

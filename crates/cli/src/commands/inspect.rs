@@ -18,6 +18,7 @@ use clap::builder::PossibleValuesParser;
 use serde_json::{Value as Json, json};
 
 use crate::Outcome;
+use crate::cache;
 use crate::options::{file_name, open_source};
 use crate::ui;
 
@@ -39,7 +40,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<Outcome> {
-    let path = &args.path;
+    let path = &cache::model(&args.path)?;
     if args.plan {
         let options = FastOptions { off: args.no_fuse.iter().cloned().collect(), ..FastOptions::default() };
         super::inspect_plan::show(path, &Fast::new(options), args.json)?;
@@ -57,11 +58,6 @@ pub fn run(args: Args) -> Result<Outcome> {
     Ok(Outcome::Done)
 }
 
-fn print_json(value: &Json) -> Result<()> {
-    println!("{}", serde_json::to_string_pretty(value)?);
-    Ok(())
-}
-
 // ---- GGUF
 
 fn gguf(path: &Path, json: bool) -> Result<()> {
@@ -71,7 +67,7 @@ fn gguf(path: &Path, json: bool) -> Result<()> {
     if json {
         let tensor = |t: &anemone_gguf::TensorInfo| json!({"name": t.name, "shape": t.shape, "type": t.ty.name(), "bytes": t.len});
         let metadata = source.metadata().iter().map(|(k, v)| (k.to_owned(), describe(v).into()));
-        return print_json(&json!({
+        return ui::json(&json!({
             "kind": "gguf",
             "version": source.version(),
             "bytes": source.len(),
@@ -170,7 +166,7 @@ fn bundle(path: &Path, json: bool) -> Result<()> {
     let manifest = Manifest::open(path)?;
     if json {
         let (layers, head) = (manifest.layers.len(), manifest.head.len());
-        return print_json(&json!({
+        return ui::json(&json!({
             "kind": "bundle",
             "hash": manifest.hash(),
             "calls_per_token": {"layers": layers, "head": head, "all": layers + head},
@@ -223,7 +219,7 @@ fn show_package(path: &Path, json: bool) -> Result<()> {
     let program = package::read(path).with_context(|| path.display().to_string())?;
     if json {
         let functions: Vec<Json> = program.functions.iter().map(function_json).collect();
-        return print_json(&json!({
+        return ui::json(&json!({
             "kind": "package",
             "specification_version": program.spec_version,
             "default_function": program.default_function,

@@ -16,8 +16,11 @@ pub mod journal;
 pub mod models;
 pub mod observations;
 pub mod proof;
+#[cfg(feature = "pull")]
+pub mod pull;
 pub mod report;
 pub mod run;
+pub mod schema;
 pub mod serve;
 pub mod shell;
 pub mod smoke;

@@ -1,8 +1,9 @@
-//! `anemone models`: what the cache of bundles holds.
+//! `anemone models`: what the cache of models and bundles holds.
 
 use std::path::Path;
 
 use anemone_bundle::Manifest;
+use anemone_hub::{Kept, Name};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde_json::json;
@@ -10,9 +11,9 @@ use serde_json::json;
 use crate::ui::{self, Ui};
 use crate::{Outcome, cache};
 
-/// List, or remove, the bundles that were made of GGUF files on the way.
+/// List, or remove, the models that were pulled, and the bundles that were made of GGUF files on the way.
 #[derive(Parser)]
-#[command(after_help = "The cache is $ANEMONE_CACHE/bundles, or anemone/bundles in the user's cache folder.
+#[command(after_help = "The cache is $ANEMONE_CACHE, or anemone in the user's cache folder; in it, models and bundles.
 
 Example: anemone models --remove phi4-mini-1a2b3c4d.anemone")]
 pub struct Args {
@@ -25,44 +26,40 @@ pub struct Args {
 }
 
 pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
-    let folder = cache::bundles()?;
+    let (folder, models) = (cache::bundles()?, cache::models()?);
     for name in &args.remove {
-        remove(&folder, name)?;
+        match Name::is_meant(name) {
+            true => models.remove(name).with_context(|| "`anemone models` lists what there is")?,
+            false => remove(&folder, name)?,
+        }
         ui.say(format_args!("removed {name}"));
     }
     if !args.remove.is_empty() {
         return Ok(Outcome::Done);
     }
-    let found = list(&folder)?;
+    let (models, bundles) = (models.list()?, list(&folder)?);
     if args.json {
-        let rows: Vec<_> = found
-            .iter()
-            .map(|(name, m)| {
-                json!({"name": name, "source": m.source.file, "bytes": bytes(m), "weights": m.contract.weights, "context": m.contract.context})
-            })
-            .collect();
-        println!("{}", serde_json::to_string_pretty(&rows)?);
+        let model =
+            |m: &Kept| json!({"kind": "model", "name": m.name, "path": m.path, "bytes": m.bytes, "whole": m.whole});
+        let bundle = |(name, m): &(String, Manifest)| {
+            json!({"kind": "bundle", "name": name, "path": folder.join(name), "bytes": m.bytes(), "source": m.source.file,
+                "weights": m.contract.weights, "context": m.contract.context})
+        };
+        let rows: Vec<_> = models.iter().map(model).chain(bundles.iter().map(bundle)).collect();
+        ui::json(&rows.into())?;
         return Ok(Outcome::Done);
     }
-    let rows: Vec<Vec<String>> = found
-        .iter()
-        .map(|(name, m)| {
-            let size = ui::bytes(bytes(m)).to_string();
-            vec![
-                name.clone(),
-                m.source.file.clone(),
-                size,
-                m.contract.weights.to_string(),
-                m.contract.context.to_string(),
-            ]
-        })
-        .collect();
-    ui::table(&["name", "source", "size", "weights", "context"], &rows);
+    let model = |m: &Kept| {
+        let state = if m.whole { "as pulled" } else { "in part: pull it again" };
+        vec![m.name.clone(), ui::bytes(m.bytes).to_string(), state.to_owned(), String::new(), String::new()]
+    };
+    let bundle = |(name, m): &(String, Manifest)| {
+        let (size, contract) = (ui::bytes(m.bytes()).to_string(), &m.contract);
+        vec![name.clone(), size, m.source.file.clone(), contract.weights.to_string(), contract.context.to_string()]
+    };
+    let rows: Vec<_> = models.iter().map(model).chain(bundles.iter().map(bundle)).collect();
+    ui::table(&["name", "size", "source", "weights", "context"], &rows);
     Ok(Outcome::Done)
-}
-
-fn bytes(manifest: &Manifest) -> u64 {
-    manifest.bytes()
 }
 
 /// Whole bundles by name; what is none is not listed.

@@ -1,10 +1,12 @@
 //! `anemone run`: executes any ML Program package.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use anemone_exec::{Dtype, Model, Signature, Tensor};
 use anyhow::{Context, Result, bail};
 use clap::Parser;
+use serde_json::json;
 
 use crate::Outcome;
 use crate::npz::{self, Npz};
@@ -37,9 +39,15 @@ pub struct Args {
     /// Relative tolerance of --expect.
     #[arg(long, default_value_t = 1e-3)]
     pub rtol: f64,
+    /// Print JSON: what came out of each call, and what is beyond the tolerances.
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub runtime: RuntimeArgs,
 }
+
+/// What is told of an output beyond the tolerances.
+const BEYOND: [&str; 6] = ["call", "output", "worst difference", "at", "found", "expected"];
 
 /// Elements of one input at most where the package does not say how many: a bound on what a file can make us allocate.
 const MAX_ELEMENTS: usize = 1 << 28;
@@ -61,19 +69,26 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     }
     let mut state = model.new_state()?;
-    let mut mismatches = Vec::new();
+    let (mut calls, mut mismatches) = (Vec::new(), Vec::new());
     for (call, path) in args.inputs.iter().enumerate() {
         let inputs = read_inputs(path, signature, model.float())?;
         let results = model.run(function, &inputs.iter().collect::<Vec<_>>(), &mut state)?;
         let named: Vec<(&str, &Tensor)> = signature.outputs.iter().map(|p| p.name.as_str()).zip(&results).collect();
+        let output = |(name, tensor): &(&str, &Tensor)| json!({"name": name, "type": tensor.dtype().to_string(), "shape": tensor.shape()});
+        calls.push(json!({"outputs": named.iter().map(output).collect::<Vec<_>>()}));
         match &args.outputs {
             Some(folder) => npz::write(&folder.join(format!("{call}.npz")), &named)?,
-            None if args.expect.is_empty() => show(call, &named),
+            None if args.expect.is_empty() && !args.json => show(call, &named),
             None => {}
         }
         if let Some(path) = args.expect.get(call) {
             mismatches.extend(compare(call, path, &named, args.atol, args.rtol)?);
         }
+    }
+    if args.json {
+        let rows = mismatches.iter().map(|row| BEYOND.iter().zip(row).collect::<BTreeMap<_, _>>());
+        ui::json(&json!({"calls": calls, "beyond": rows.collect::<Vec<_>>()}))?;
+        return Ok(if mismatches.is_empty() { Outcome::Done } else { Outcome::Failed });
     }
     if mismatches.is_empty() {
         if !args.expect.is_empty() {
@@ -86,7 +101,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         }
         return Ok(Outcome::Done);
     }
-    ui::table(&["call", "output", "worst difference", "at", "found", "expected"], &mismatches);
+    ui::table(&BEYOND, &mismatches);
     Ok(Outcome::Failed)
 }
 

@@ -26,7 +26,7 @@ const KEY_VARIABLE: &str = "ANEMONE_API_KEY";
 Example: anemone serve phi4-mini.anemone --port 8080"
 )]
 pub struct Args {
-    /// The bundle, or a GGUF, which is built into the cache first.
+    /// The bundle; or a GGUF, a file or hf:OWNER/REPO[:FILE] if it was pulled, which is built into the cache first.
     pub bundle: PathBuf,
     /// The address to listen on.
     #[arg(long, default_value_t = IpAddr::V4(Ipv4Addr::LOCALHOST))]

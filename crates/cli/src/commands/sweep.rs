@@ -17,9 +17,11 @@ use anemone_lower::Access;
 use anyhow::{Context, Result, bail};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
 use super::build::{self, Cut};
 use crate::Outcome;
+use crate::cache;
 use crate::options::{NumericsArg, RuntimeArgs, TargetArgs, WeightsArg, open_source};
 use crate::runtime::Chosen;
 use crate::ui::{self, Ui};
@@ -60,6 +62,9 @@ pub struct Args {
     /// A folder for bundles while they are tried; they are removed afterwards. Default: temporary.
     #[arg(long)]
     pub work: Option<PathBuf>,
+    /// Print what is known in the end as JSON.
+    #[arg(long)]
+    pub json: bool,
     #[command(flatten)]
     pub target: TargetArgs,
     #[command(flatten)]
@@ -157,8 +162,9 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         context: args.context,
         tokens: Some(vec![1]),
     };
-    let source = open_source(&args.model)?;
-    let prepared = build::prepare(&args.model, source.clone(), &cut(None))?;
+    let model = cache::model(&args.model)?;
+    let source = open_source(&model)?;
+    let prepared = build::prepare(&model, source.clone(), &cut(None))?;
     let chosen = args.runtime.choose(NumericsArg::Exact)?;
     let target = args.target.target();
     let measured = chosen.measures_placement();
@@ -205,14 +211,17 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         };
         ui.say(format_args!("{}: {expected:.1} ms a token expected", name(&topology)));
         let bundle = work.join(format!("{}.anemone", name(&topology).replace(',', "_")));
-        let prepared = build::prepare(&args.model, source.clone(), &cut(Some(name(&topology))))?;
+        let prepared = build::prepare(&model, source.clone(), &cut(Some(name(&topology))))?;
         build::build(&prepared, &bundle, Access::Alone, ui)?;
         let subject = Subject::open(&bundle, source.clone())?;
         let tried = attempt(&args, &chosen, &subject, &topology, &mut log, ui);
         std::fs::remove_dir_all(&bundle).with_context(|| bundle.display().to_string())?;
         tried?;
     }
-    show(&log.search, &about);
+    match args.json {
+        true => ui::json(&summary(&log.search, &about))?,
+        false => show(&log.search, &about),
+    }
     Ok(Outcome::Done)
 }
 
@@ -269,6 +278,20 @@ fn time(engine: &Engine, tokens: usize) -> Result<(Vec<f64>, f64)> {
         times[times.len() / 2]
     };
     Ok((times.iter_mut().map(median).collect(), whole))
+}
+
+fn summary(search: &Search, about: &About) -> Value {
+    let rejected = search.edges().iter().filter_map(|(e, known)| match known {
+        Known::Rejected(reason) => Some(json!({"layers": name(&[*e]), "reason": reason})),
+        Known::Measured(_) => None,
+    });
+    json!({
+        "placement": about.placement,
+        "runtime": about.runtime,
+        "rejected": rejected.collect::<Vec<_>>(),
+        "winner": search.winner().map(|p| json!({"topology": name(&p.topology), "ms": p.ms, "tokens": p.tokens})),
+        "hint": search.hint().map(|(ms, hint)| json!({"topology": name(&hint), "ms": ms})),
+    })
 }
 
 fn show(search: &Search, about: &About) {

@@ -30,7 +30,7 @@ three quotes begins and ends a text of many lines.
 
 Example: anemone chat phi4-mini.anemone --system 'Answer briefly.'")]
 pub struct Args {
-    /// The bundle, or a GGUF.
+    /// The bundle, or a GGUF: a file, or hf:OWNER/REPO[:FILE] if it was pulled.
     pub bundle: PathBuf,
     /// A system prompt.
     #[arg(long)]
