@@ -179,6 +179,7 @@ impl<'t> Generation<'t> {
     /// The same, with drafts.
     pub fn with_drafts(mut self, drafts: Drafts) -> Self {
         self.drafter = Drafter::new(drafts);
+        self.drafter.read(&self.history);
         self
     }
 

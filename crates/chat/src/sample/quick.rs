@@ -1,9 +1,9 @@
 //! The [`simple`] draw without an exponential in double precision for each token of the vocabulary.
 //!
 //! Filters that leave few tokens need the weights of those few, and these are computed as `simple` does. Where the whole row counts
-//! (the share that a nucleus has to reach, a draw from all tokens), its sum is estimated in single precision. The
-//! estimate has a bound: **where the estimate decides, `simple` decides the same; where it is too near to tell, nothing is said**, and
-//! `simple` is asked.
+//! (the share that a nucleus has to reach, a draw from all tokens), its sum is estimated in single precision, and where that is
+//! too near to tell, by a short polynomial in double precision. Estimates have bounds: **where one decides, `simple` decides the
+//! same; where none does, nothing is said**, and `simple` is asked.
 
 use std::cmp::Reverse;
 use std::ops::RangeInclusive;
@@ -14,11 +14,27 @@ use super::row::{at_least, likeliest};
 use super::simple::{pick, weight};
 use super::{Key, SamplingOptions};
 
-/// How far two shares of the whole row, both estimated, may be from the truth together. A weight `w = e^-a` of
-/// [`Weigher::sums`] is off by `3 a w 2^-24`; the mean of `a` over a distribution of n tokens is at most its entropy and so ln n, 23
-/// for as many as there are ids. With the roundings of exponential and sums a share is off by 5e-6 at most, and 3e-6 for the
-/// vocabularies there are.
-const MARGIN: f64 = 1.0 / (1 << 16) as f64;
+/// How a row is weighed.
+#[derive(Clone, Copy, Debug)]
+enum Precision {
+    Single,
+    Double,
+}
+
+impl Precision {
+    /// How far two shares of the whole row may be from the truth together, as parts of the whole.
+    ///
+    /// In single precision a weight `w = e^-a` of [`Weigher::sums`] is off by `3 a w 2^-24`; the mean of `a` over a distribution of n
+    /// tokens is at most its entropy and so ln n, 23 for as many as there are ids. With the roundings of exponential and sums a
+    /// share is off by 5e-6 at most. In double precision the polynomial's rest is what counts, 1e-11, and a share is off by less than
+    /// 1e-10 for sums of any vocabulary.
+    fn margin(self) -> f64 {
+        match self {
+            Self::Single => 1.0 / f64::from(1 << 16),
+            Self::Double => 1.0 / f64::from(1 << 30),
+        }
+    }
+}
 
 /// Where single precision neither overflows nor loses digits on the way to an exponent.
 const TEMPERATURES: RangeInclusive<f32> = 1e-20..=1e20;
@@ -32,7 +48,10 @@ pub struct Room {
     weigher: Weigher,
     ids: Vec<u32>,
     floors: Vec<f32>,
-    sums: Vec<f32>,
+    /// Weights of blocks as the vectors give them,
+    singles: Vec<f32>,
+    /// and as they are added.
+    sums: Vec<f64>,
     kept: Vec<(u32, f64)>,
 }
 
@@ -74,8 +93,10 @@ impl Room {
                 self.kept.truncate(end);
             }
         } else if p < 1.0 {
-            let enough = p * self.total(logits, best, options);
-            self.nucleus(logits, peaks, weight, enough, enough / p * MARGIN)?;
+            [Precision::Single, Precision::Double].into_iter().find_map(|precision| {
+                let total = self.total(logits, best, options, precision);
+                self.nucleus(logits, peaks, weight, p * total, total * precision.margin())
+            })?;
         } else if min_p > 0.0 {
             // A little lower than the filter's own floor, which `pick` applies.
             let (top, reach) = (f64::from(logits[best as usize]), f64::from(options.temperature) * libm::log(min_p));
@@ -85,15 +106,28 @@ impl Room {
             self.kept.clear();
             self.kept.extend(self.ids.iter().map(|&id| weight(id)));
         } else {
-            return self.anywhere(logits, best, options, random);
+            return [Precision::Single, Precision::Double]
+                .into_iter()
+                .find_map(|precision| self.anywhere(logits, best, options, random, precision));
         }
         Some(pick(&mut self.kept, best, min_p, random))
     }
 
-    /// The weight of the whole row, by its blocks.
-    fn total(&mut self, logits: &[f32], best: u32, options: &SamplingOptions) -> f64 {
-        self.weigher.sums(logits, logits[best as usize], 1.0 / options.temperature, &mut self.sums);
-        self.sums.iter().map(|&sum| f64::from(sum)).sum()
+    /// The weight of the whole row, by its blocks, which are left in `sums`.
+    fn total(&mut self, logits: &[f32], best: u32, options: &SamplingOptions, precision: Precision) -> f64 {
+        let best = logits[best as usize];
+        self.sums.clear();
+        match precision {
+            Precision::Single => {
+                self.weigher.sums(logits, best, 1.0 / options.temperature, &mut self.singles);
+                self.sums.extend(self.singles.iter().map(|&sum| f64::from(sum)));
+            }
+            Precision::Double => {
+                let (best, rate) = (f64::from(best), 1.0 / f64::from(options.temperature));
+                self.sums.extend(logits.chunks(BLOCK).map(|block| sum_of_exponentials(block, best, rate)));
+            }
+        }
+        self.sums.iter().sum()
     }
 
     /// The likeliest tokens that together reach `enough`, which is known to `margin`.
@@ -132,14 +166,20 @@ impl Room {
     }
 
     /// One draw from all tokens.
-    fn anywhere(&mut self, logits: &[f32], best: u32, options: &SamplingOptions, random: f64) -> Option<u32> {
-        let total = self.total(logits, best, options);
-        let (target, margin) = (random * total, total * MARGIN);
+    fn anywhere(
+        &mut self,
+        logits: &[f32],
+        best: u32,
+        options: &SamplingOptions,
+        random: f64,
+        precision: Precision,
+    ) -> Option<u32> {
+        let total = self.total(logits, best, options, precision);
+        let (target, margin) = (random * total, total * precision.margin());
         let mut before = 0.0;
-        let sum_of = |sum: &f32| f64::from(*sum);
-        let block = self.sums.iter().map(sum_of).position(|sum| {
+        let block = self.sums.iter().position(|sum| {
             let here = before + sum > target;
-            before += if here { 0.0 } else { sum };
+            before += if here { 0.0 } else { *sum };
             here
         })?;
         for id in block * BLOCK..logits.len().min((block + 1) * BLOCK) {
@@ -157,4 +197,37 @@ impl Room {
 /// The heaviest first, of equal ones the lowest id first.
 fn sort(kept: &mut [(u32, f64)]) {
     kept.sort_unstable_by_key(|&(id, w)| (Reverse(Key(w)), id));
+}
+
+/// The sum of `e^((logit - best) * rate)`, each to a part of 1e-11 and what is below `e^-700` counted as that: Cody and Waite's
+/// reduction by ln 2 in two parts and a Taylor polynomial of degree 9. Without branches, so that it compiles to vectors.
+fn sum_of_exponentials(block: &[f32], best: f64, rate: f64) -> f64 {
+    /// Adding it leaves a number rounded to an integer in the low bits.
+    const ROUND: f64 = 1.5 * (1u64 << 52) as f64;
+    /// The upper 32 bits of ln 2, and the rest.
+    const HIGH: f64 = 0.693_147_180_369_123_8;
+    const LOW: f64 = 1.908_214_929_270_587_7e-10;
+    const COEFFICIENTS: [f64; 9] =
+        [1.0 / 40320.0, 1.0 / 5040.0, 1.0 / 720.0, 1.0 / 120.0, 1.0 / 24.0, 1.0 / 6.0, 0.5, 1.0, 1.0];
+    let mut sums = [0.0; 4];
+    let mut take = |part: &[f32; 4]| {
+        for (sum, &v) in sums.iter_mut().zip(part) {
+            let v = (f64::from(v) - best) * rate;
+            let v = if v > -700.0 { v } else { -700.0 };
+            let rounded = v * std::f64::consts::LOG2_E + ROUND;
+            let n = rounded - ROUND;
+            let r = v - n * HIGH - n * LOW;
+            let p = COEFFICIENTS.iter().fold(1.0 / 362_880.0, |p, c| p * r + c);
+            let scale = (rounded.to_bits() << 52).wrapping_add(1f64.to_bits());
+            *sum += p * f64::from_bits(scale);
+        }
+    };
+    let (whole, rest) = block.as_chunks::<4>();
+    whole.iter().for_each(&mut take);
+    if !rest.is_empty() {
+        let mut padded = [f32::NEG_INFINITY; 4];
+        padded[..rest.len()].copy_from_slice(rest);
+        take(&padded);
+    }
+    (sums[0] + sums[2]) + (sums[1] + sums[3])
 }

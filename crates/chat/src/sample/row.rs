@@ -21,16 +21,14 @@ pub fn survey(logits: &[f32], peaks: &mut Vec<f32>) -> Result<u32, Error> {
     }
     peaks.clear();
     peaks.resize(logits.len().div_ceil(BLOCK), f32::NEG_INFINITY);
-    let (mut best, mut block, mut wrong) = (f32::NEG_INFINITY, 0, false);
+    let (mut best, mut block, mut wrong) = (f32::NEG_INFINITY, 0, [0; LANES]);
     for (i, (logits, peak)) in logits.chunks(BLOCK).zip(peaks).enumerate() {
-        let (highest, bad) = highest(logits);
-        *peak = highest;
-        wrong |= bad;
-        if highest > best {
-            (best, block) = (highest, i);
+        *peak = highest(logits, &mut wrong);
+        if *peak > best {
+            (best, block) = (*peak, i);
         }
     }
-    if wrong {
+    if wrong != [0; LANES] {
         return Err(overflow(logits));
     }
     let start = block * BLOCK;
@@ -40,19 +38,31 @@ pub fn survey(logits: &[f32], peaks: &mut Vec<f32>) -> Result<u32, Error> {
     }
 }
 
-/// The highest, and whether any is NaN or plus infinity. In lanes, so that it compiles to vectors.
-fn highest(block: &[f32]) -> (f32, bool) {
-    let (mut highest, mut wrong) = ([f32::NEG_INFINITY; LANES], [0u32; LANES]);
-    let (whole, rest) = block.as_chunks::<LANES>();
-    let mut padded = [f32::NEG_INFINITY; LANES];
-    padded[..rest.len()].copy_from_slice(rest);
-    for part in whole.iter().chain(std::iter::once(&padded)) {
-        for i in 0..LANES {
-            highest[i] = if part[i] > highest[i] { part[i] } else { highest[i] };
-            wrong[i] |= u32::from(part[i].is_nan()) | u32::from(part[i] == f32::INFINITY);
+/// The highest; `wrong` is told of NaN and plus infinity. In lanes, so that it compiles to vectors.
+#[inline]
+fn highest(block: &[f32], wrong: &mut [u32; LANES]) -> f32 {
+    let mut highest = [f32::NEG_INFINITY; LANES];
+    let mut take = |part: &[f32; LANES]| {
+        for ((highest, wrong), &v) in highest.iter_mut().zip(wrong.iter_mut()).zip(part) {
+            *highest = if v > *highest { v } else { *highest };
+            *wrong |= u32::from(v.is_nan() | (v == f32::INFINITY));
         }
+    };
+    let (whole, rest) = block.as_chunks::<LANES>();
+    whole.iter().for_each(&mut take);
+    if !rest.is_empty() {
+        let mut padded = [f32::NEG_INFINITY; LANES];
+        padded[..rest.len()].copy_from_slice(rest);
+        take(&padded);
     }
-    (highest.into_iter().fold(f32::NEG_INFINITY, f32::max), wrong.into_iter().any(|w| w != 0))
+    let mut half = LANES / 2;
+    while half > 0 {
+        for i in 0..half {
+            highest[i] = if highest[i + half] > highest[i] { highest[i + half] } else { highest[i] };
+        }
+        half /= 2;
+    }
+    highest[0]
 }
 
 fn overflow(logits: &[f32]) -> Error {
