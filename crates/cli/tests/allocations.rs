@@ -1,12 +1,17 @@
-//! A token allocates nothing once its kind has been seen: host, runtime and every thread of it counted.
+//! A token allocates nothing once its kind has been seen: host, runtime and every thread of it counted, the choice of the token and
+//! its drafts included. Its text does: strings are handed out.
 
 mod common;
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use anemone_chat::Engine;
 use anemone_chat::engine::Logits;
+use anemone_chat::generate::Limits;
+use anemone_chat::{
+    Control, Drafts, Engine, Generation, Sampler, SamplingOptions, StopStrings, StreamDecoder, Tokenizer, Voice,
+};
 use anemone_exec::{Fast, FastOptions};
 use common::*;
 
@@ -35,8 +40,10 @@ static ALLOCATOR: Counted = Counted;
 /// The only test of this program: others would be counted with it.
 #[test]
 fn a_token_allocates_nothing() {
-    let bundle =
-        Bundle::build(&fixture(MINIATURE), &["--topology", "0-2,2-4", "--head-slices", "2", "--tokens", "1,8"]);
+    let bundle = Bundle::build(
+        &fixture(MINIATURE),
+        &["--topology", "0-2,2-4", "--head-slices", "2", "--tokens", "1,8", "--context", "512"],
+    );
     for threads in [1, 3] {
         let engine = Engine::open(&bundle.path, &Fast::new(FastOptions { threads, ..FastOptions::default() })).unwrap();
         let mut session = engine.session().unwrap();
@@ -49,5 +56,58 @@ fn a_token_allocates_nothing() {
         }
         session.feed_into(&[1, 2, 3, 4, 5, 6, 7], Logits::Last, &mut logits).unwrap();
         assert_eq!(COUNT.load(Ordering::Relaxed) - before, 0, "{threads} threads");
+        let tokenizer = Voice::open(&bundle.path).unwrap().tokenizer;
+        let warm = SamplingOptions { temperature: 0.9, seed: 5, ..SamplingOptions::greedy() };
+        for sampling in [
+            SamplingOptions::greedy(),
+            warm.clone(),
+            SamplingOptions { top_p: 0.9, ..warm.clone() },
+            SamplingOptions { top_k: 40, min_p: 0.01, repetition_penalty: 1.1, ..warm.clone() },
+        ] {
+            // Some drafts are kept and some are not.
+            for drafts in [Drafts::Never, Drafts::Always(3)] {
+                an_answer_allocates_its_text_alone(&engine, &tokenizer, &sampling, drafts);
+            }
+        }
     }
+}
+
+fn an_answer_allocates_its_text_alone(
+    engine: &Engine,
+    tokenizer: &Tokenizer,
+    sampling: &SamplingOptions,
+    drafts: Drafts,
+) {
+    let prompt: Vec<u32> = (0..12).map(|i| 40 + i % 4).collect();
+    let sampler = Sampler::new(sampling.clone()).unwrap();
+    let limits = Limits { max_tokens: Some(300), stop_strings: Vec::new() };
+    let mut generation =
+        Generation::new(tokenizer, BTreeSet::new(), prompt, sampler, limits, None).unwrap().with_drafts(drafts);
+    let mut session = engine.session().unwrap();
+    let (mut logits, mut drawn) = (Vec::new(), Vec::new());
+    let mut before = None;
+    while generation.finish().is_none() {
+        let (ids, draft) = generation.ahead(session.left());
+        session.feed_into(ids, Logits::Tail(1 + draft), &mut logits).unwrap();
+        generation.draw(&logits, session.left(), &mut drawn).unwrap();
+        while generation.goes_on() {
+            generation.draw(&logits, session.left(), &mut drawn).unwrap();
+        }
+        session.truncate(session.position() - generation.rejected());
+        if before.is_none() && generation.ids().len() >= 150 {
+            before = Some((generation.ids().len(), COUNT.load(Ordering::Relaxed)));
+        }
+    }
+    let (warm, before) = before.unwrap();
+    let found = COUNT.load(Ordering::Relaxed) - before;
+    let (mut decoder, mut strings) = (StreamDecoder::new(Control::Skip), StopStrings::new(Vec::new()).unwrap());
+    let mut before = 0;
+    for (i, &id) in generation.ids().iter().enumerate() {
+        if i == warm {
+            before = COUNT.load(Ordering::Relaxed);
+        }
+        strings.push(&decoder.push(tokenizer, id).unwrap());
+    }
+    let text = COUNT.load(Ordering::Relaxed) - before;
+    assert!(found <= text, "{sampling:?}, {drafts:?}: {found} allocations, {text} of them for text");
 }
