@@ -31,6 +31,8 @@ const ROWS: usize = 4;
 const PANEL: usize = 48;
 /// How far ahead of the arithmetic weights are asked for, in bytes.
 const AHEAD: usize = 512;
+/// The same where several tokens are computed together, at least.
+const AHEAD_TOGETHER: usize = 4096;
 
 /// A constant matrix `[rows, columns]`, row-major.
 #[derive(Clone, Debug)]
@@ -211,25 +213,25 @@ impl Product<'_> {
     fn tokens<S: Simd, const R: usize>(&self, s: S, row: usize, panel: Range<usize>) {
         let mut t = panel.start;
         while t + 6 <= panel.end {
-            self.block::<S, R, 6>(s, row, t);
+            self.block::<S, R, 6>(s, row, t, t == panel.start);
             t += 6;
         }
         if t + 4 <= panel.end {
-            self.block::<S, R, 4>(s, row, t);
+            self.block::<S, R, 4>(s, row, t, t == panel.start);
             t += 4;
         }
         if t + 2 <= panel.end {
-            self.block::<S, R, 2>(s, row, t);
+            self.block::<S, R, 2>(s, row, t, t == panel.start);
             t += 2;
         }
         if t < panel.end {
-            self.block::<S, R, 1>(s, row, t);
+            self.block::<S, R, 1>(s, row, t, t == panel.start);
         }
     }
 
-    /// `R` rows times `M` tokens.
+    /// `R` rows times `M` tokens. The `first` of a panel brings the weights from memory, and asks for those that follow.
     #[inline(always)]
-    fn block<S: Simd, const R: usize, const M: usize>(&self, s: S, row: usize, token: usize) {
+    fn block<S: Simd, const R: usize, const M: usize>(&self, s: S, row: usize, token: usize, first: bool) {
         let columns = self.matrix.columns;
         let bytes = self.matrix.bytes();
         let sums: [[f32; M]; R] = match &self.matrix.elements {
@@ -245,7 +247,7 @@ impl Product<'_> {
                         }
                         sums
                     } else {
-                        integers::<S, R, M>(s, weights, columns, x, self.x.padded)
+                        integers::<S, R, M>(s, weights, columns, x, self.x.padded, first)
                     }
                 };
                 std::array::from_fn(|r| {
@@ -355,9 +357,12 @@ unsafe fn integers<S: Simd, const R: usize, const M: usize>(
     columns: usize,
     x: *const i16,
     padded: usize,
+    first: bool,
 ) -> [[i64; M]; R] {
     let mut totals = [[0i64; M]; R];
     let w: *const i8 = weights.as_ptr().cast();
+    // The same place some blocks of rows further on: a processor's own prefetching does not see four short runs as one long one.
+    let ahead = R * columns * (1 + AHEAD_TOGETHER / (R * columns).max(1));
     let mut k = 0;
     while k < columns {
         let end = columns.min(k + CHUNK);
@@ -366,6 +371,9 @@ unsafe fn integers<S: Simd, const R: usize, const M: usize>(
             for r in 0..R {
                 // SAFETY: `STEP` columns from `k` on are within row `r`.
                 let weights = unsafe { s.weights(w.add(r * columns + k)) };
+                if first {
+                    s.prefetch(w.wrapping_add(r * columns + k + ahead).cast());
+                }
                 for m in 0..M {
                     // SAFETY: and within the row of activations.
                     sums[r][m] = unsafe { s.dot(sums[r][m], weights, x.add(m * padded + k)) };
