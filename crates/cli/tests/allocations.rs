@@ -85,7 +85,8 @@ fn an_answer_allocates_its_text_alone(
         Generation::new(tokenizer, BTreeSet::new(), prompt, sampler, limits, None).unwrap().with_drafts(drafts);
     let mut session = engine.session().unwrap();
     let (mut logits, mut drawn) = (Vec::new(), Vec::new());
-    let mut before = None;
+    // The answer's length and the count, when every kind of call was seen, and shortly before drafts are cut short by the answer's end.
+    let (mut warm, mut late) = (None, None);
     while generation.finish().is_none() {
         let (ids, draft) = generation.ahead(session.left());
         session.feed_into(ids, Logits::Tail(1 + draft), &mut logits).unwrap();
@@ -94,15 +95,19 @@ fn an_answer_allocates_its_text_alone(
             generation.draw(&logits, session.left(), &mut drawn).unwrap();
         }
         session.truncate(session.position() - generation.rejected());
-        if before.is_none() && generation.ids().len() >= 150 {
-            before = Some((generation.ids().len(), COUNT.load(Ordering::Relaxed)));
+        let now = (generation.ids().len(), COUNT.load(Ordering::Relaxed));
+        if warm.is_none() && now.0 >= 150 {
+            warm = Some(now);
+        }
+        if late.is_none() && now.0 >= 290 {
+            late = Some(now);
         }
     }
-    let (warm, before) = before.unwrap();
-    let found = COUNT.load(Ordering::Relaxed) - before;
+    let ((warm, before), (late, after)) = (warm.unwrap(), late.unwrap());
+    let found = after - before;
     let (mut decoder, mut strings) = (StreamDecoder::new(Control::Skip), StopStrings::new(Vec::new()).unwrap());
     let mut before = 0;
-    for (i, &id) in generation.ids().iter().enumerate() {
+    for (i, &id) in generation.ids()[..late].iter().enumerate() {
         if i == warm {
             before = COUNT.load(Ordering::Relaxed);
         }
