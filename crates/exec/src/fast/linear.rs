@@ -29,9 +29,11 @@ const AMPLITUDE: f32 = 32767.0;
 const ROWS: usize = 4;
 /// Tokens whose activations are gone through before the next rows: they stay in the second-level cache meanwhile.
 const PANEL: usize = 48;
+/// Bytes of activations that stay in the first-level cache while rows of weights go by, one at a time.
+const NEAR: usize = 24 << 10;
 /// How far ahead of the arithmetic weights are asked for, in bytes.
 const AHEAD: usize = 512;
-/// The same where several tokens are computed together, at least.
+/// The same where several rows are computed together, at least.
 const AHEAD_TOGETHER: usize = 4096;
 
 /// A constant matrix `[rows, columns]`, row-major.
@@ -190,6 +192,15 @@ impl Task for Product<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self, s: S) {
+        // Where a few tokens are all there are, weights come from memory as fast as it gives them, as a single run of addresses; where there
+        // are more, what counts is that activations are read once for several rows.
+        let int8 = matches!(self.matrix.elements, Weights::Int8(_));
+        if int8 && 2 * self.x.tokens * self.x.padded <= NEAR {
+            for row in self.rows.clone() {
+                self.tokens::<S, 1>(s, row, 0..self.x.tokens);
+            }
+            return;
+        }
         let mut first = 0;
         while first < self.x.tokens {
             let panel = first..self.x.tokens.min(first + PANEL);
@@ -240,10 +251,12 @@ impl Product<'_> {
                 // SAFETY: `M` tokens from `token` on are there, each of `padded` elements, no fewer than `columns`.
                 let sums: [[i64; M]; R] = unsafe {
                     let x = self.x.ints.add(token * self.x.padded);
-                    if M == 1 {
+                    if R == 1 {
+                        [integers_alone::<S, M>(s, weights, x, self.x.padded); R]
+                    } else if M == 1 {
                         let mut sums = [[0; M]; R];
                         for (sums, weights) in sums.iter_mut().zip(weights.chunks_exact(columns)) {
-                            *sums = [integers_alone(s, weights, x); M];
+                            *sums = integers_alone::<S, M>(s, weights, x, self.x.padded);
                         }
                         sums
                     } else {
@@ -303,46 +316,70 @@ impl Product<'_> {
     }
 }
 
-/// As [`integers`] for one row and one token: what a processor reads of weights is then one run of addresses, which its own
-/// prefetching follows best. Integer sums do not mind the order.
+/// As [`integers`] for one row: what a processor reads of weights is then one run of addresses, which its own prefetching follows
+/// best. Integer sums do not mind the order. One token has four sums, two have two each, so that products need not wait for each other.
 ///
 /// # Safety
 /// As for [`integers`].
+#[allow(clippy::needless_range_loop, reason = "one index for activations and sums")]
 #[inline(always)]
-unsafe fn integers_alone<S: Simd>(s: S, weights: &[u8], x: *const i16) -> i64 {
-    let mut total = 0;
+unsafe fn integers_alone<S: Simd, const M: usize>(s: S, weights: &[u8], x: *const i16, padded: usize) -> [i64; M] {
+    let unrolled = match M {
+        1 => 4,
+        2 => 2,
+        _ => 1,
+    };
+    let mut totals = [0i64; M];
     let mut k = 0;
     for chunk in weights.chunks(CHUNK) {
         let w: *const i8 = chunk.as_ptr().cast();
-        let mut sums = [s.zero(); 4];
+        let mut sums = [[s.zero(); M]; 4];
         let mut at = 0;
-        while at + 4 * S::STEP <= chunk.len() {
+        while at + unrolled * S::STEP <= chunk.len() {
             s.prefetch(w.wrapping_add(at + AHEAD).cast());
-            s.prefetch(w.wrapping_add(at + AHEAD + 64).cast());
-            for (i, sum) in sums.iter_mut().enumerate() {
-                let at = at + i * S::STEP;
-                // SAFETY: `STEP` columns from `at` on are within the chunk, and within the row of activations.
-                *sum = unsafe { s.dot(*sum, s.weights(w.add(at)), x.add(k + at)) };
+            if unrolled == 4 {
+                s.prefetch(w.wrapping_add(at + AHEAD + 64).cast());
             }
-            at += 4 * S::STEP;
+            for i in 0..unrolled {
+                let at = at + i * S::STEP;
+                // SAFETY: `STEP` columns from `at` on are within the chunk.
+                let weights = unsafe { s.weights(w.add(at)) };
+                for m in 0..M {
+                    // SAFETY: and within the row of activations.
+                    sums[i][m] = unsafe { s.dot(sums[i][m], weights, x.add(m * padded + k + at)) };
+                }
+            }
+            at += unrolled * S::STEP;
         }
         while at + S::STEP <= chunk.len() {
             // SAFETY: as above.
-            sums[0] = unsafe { s.dot(sums[0], s.weights(w.add(at)), x.add(k + at)) };
+            unsafe {
+                let weights = s.weights(w.add(at));
+                for m in 0..M {
+                    sums[0][m] = s.dot(sums[0][m], weights, x.add(m * padded + k + at));
+                }
+            }
             at += S::STEP;
         }
         if at < chunk.len() {
             let mut last = [0i8; 32];
             last.iter_mut().zip(&chunk[at..]).for_each(|(l, &w)| *l = w as i8);
-            // SAFETY: the buffer has `STEP` weights, and the row of activations is padded.
-            sums[1] = unsafe { s.dot(sums[1], s.weights(last.as_ptr()), x.add(k + at)) };
+            // SAFETY: the buffer has `STEP` weights, and the rows of activations are padded.
+            unsafe {
+                let weights = s.weights(last.as_ptr());
+                for m in 0..M {
+                    sums[0][m] = s.dot(sums[0][m], weights, x.add(m * padded + k + at));
+                }
+            }
         }
-        // Modulo 2^32 as the parts are, and exact as the whole is.
-        let both = s.join(s.join(sums[0], sums[1]), s.join(sums[2], sums[3]));
-        total += i64::from(s.total(both));
+        for m in 0..M {
+            // Modulo 2^32 as the parts are, and exact as the whole is.
+            let both = s.join(s.join(sums[0][m], sums[1][m]), s.join(sums[2][m], sums[3][m]));
+            totals[m] += i64::from(s.total(both));
+        }
         k += chunk.len();
     }
-    total
+    totals
 }
 
 /// Exact dot products of `R` rows of int8 with `M` rows of integers.
