@@ -92,13 +92,21 @@ fn costs(engines: &[Compared], text: &[u32]) -> Vec<Cost> {
     costs
 }
 
+/// Tokens of the text that are looked at where nobody asks for all.
+const EXCERPT: usize = 640;
+
 /// What each weight mode costs on a text that no model has seen, and what the fast runtime adds. The README quotes what this
-/// prints.
+/// prints with `ANEMONE_WHOLE_TEXT=1`, of all 2,000 tokens: minutes of exact arithmetic.
 #[test]
 fn weight_modes_cost_what_is_stated() {
     let Some(model) = model() else { return };
     let golden: Value = serde_json::from_str(&std::fs::read_to_string(fixture("smollm2/text.json")).unwrap()).unwrap();
-    let text = ids(&golden["ids"]);
+    let mut text = ids(&golden["ids"]);
+    if std::env::var_os("ANEMONE_WHOLE_TEXT").is_none() {
+        text.truncate(EXCERPT);
+    }
+    let nlls = golden["nlls"].as_array().unwrap()[..text.len() - 1].iter().map(|v| v.as_f64().unwrap());
+    let expected = nlls.sum::<f64>() / (text.len() - 1) as f64;
     let exact = Portable::new(Numerics::Exact, Options::default());
     let fast = Fast::new(FastOptions::default());
     let modes = [("fp16", 0.001), ("int8-channel", 0.03), ("int8", 0.25)];
@@ -112,7 +120,7 @@ fn weight_modes_cost_what_is_stated() {
     for ((weights, most), cost) in modes.into_iter().zip(&costs) {
         let (nll, kl) = (cost.nll / tokens, cost.kl / tokens);
         println!("{weights:20} {nll:9.5} {kl:9.2e}");
-        let more = nll - golden["nll"].as_f64().unwrap();
+        let more = nll - expected;
         assert!(more.abs() < most, "{weights}: NLL moves by {more}");
         assert!(kl < most, "{weights}: KL {kl}");
     }
