@@ -97,8 +97,9 @@ fn miniature(options: &[&str]) -> (Bundle, Voice) {
     (bundle, voice)
 }
 
+/// One thread: beside other tests, threads that meet at every step mostly wait for each other.
 fn fast() -> Fast {
-    Fast::new(FastOptions { threads: 2, ..FastOptions::default() })
+    Fast::new(FastOptions { threads: 1, ..FastOptions::default() })
 }
 
 #[test]
@@ -114,7 +115,8 @@ fn the_miniature_answers_the_same_on_every_prompt() {
         let penalty = SamplingOptions { repetition_penalty: 1.1, ..sampled(i as u64) };
         let warm =
             SamplingOptions { temperature: 1.5, ..SamplingOptions { seed: i as u64, ..SamplingOptions::greedy() } };
-        for sampling in [greedy, sampled(i as u64), penalty, warm] {
+        let others = [sampled(i as u64), penalty, warm];
+        for sampling in [greedy, others[i % others.len()].clone()] {
             let mut ask = Ask::new(&engine, sampling, 60);
             kept += same(&engine, &voice, &prompt, &ask, &[1, 4, 15]);
             // Nothing but the number of tokens ends it: the model runs into loops, which drafts foresee.
@@ -123,7 +125,7 @@ fn the_miniature_answers_the_same_on_every_prompt() {
             kept += same(&engine, &voice, &prompt, &ask, &[7]);
         }
     }
-    assert!(kept > 1000, "only {kept} tokens of drafts were kept: nothing was tried");
+    assert!(kept > 500, "only {kept} tokens of drafts were kept: nothing was tried");
 }
 
 #[test]
@@ -197,7 +199,7 @@ fn smollm2_answers_the_same() {
     };
     let bundle = Bundle::build(model.as_ref(), &["--context", "512"]);
     let voice = Voice::open(&bundle.path).unwrap();
-    let engine = Engine::open(&bundle.path, &Fast::new(FastOptions::default())).unwrap();
+    let engine = Engine::open(&bundle.path, &fast()).unwrap();
     let mut prompts: Vec<Vec<u32>> =
         json_lines("smollm2/prompts.jsonl").iter().map(|l| ids(&l["prompt_ids"])).collect();
     let list: Vec<String> =
@@ -206,7 +208,7 @@ fn smollm2_answers_the_same() {
     let mut kept = 0;
     for (i, prompt) in prompts.iter().enumerate() {
         for sampling in [SamplingOptions::greedy(), sampled(i as u64)] {
-            kept += same(&engine, &voice, prompt, &Ask::new(&engine, sampling, 48), &[7]);
+            kept += same(&engine, &voice, prompt, &Ask::new(&engine, sampling, 32), &[7]);
         }
     }
     assert!(kept > 100, "only {kept} tokens of drafts were kept");
