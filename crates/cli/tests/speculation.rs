@@ -125,7 +125,7 @@ fn the_miniature_answers_the_same_on_every_prompt() {
             kept += same(&engine, &voice, &prompt, &ask, &[7]);
         }
     }
-    assert!(kept > 500, "only {kept} tokens of drafts were kept: nothing was tried");
+    assert!(kept > 200, "only {kept} tokens of drafts were kept: nothing was tried");
 }
 
 #[test]
@@ -211,5 +211,5 @@ fn smollm2_answers_the_same() {
             kept += same(&engine, &voice, prompt, &Ask::new(&engine, sampling, 32), &[7]);
         }
     }
-    assert!(kept > 100, "only {kept} tokens of drafts were kept");
+    assert!(kept > 40, "only {kept} tokens of drafts were kept");
 }
