@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use anemone_chat::engine::Logits;
-use anemone_chat::generate::{Drawn, Finish, Limits};
+use anemone_chat::generate::{Drawn, Feed, Finish, Limits};
 use anemone_chat::grammar::Matcher;
 use anemone_chat::pool::Lease;
 use anemone_chat::sample::Choice;
@@ -79,7 +79,7 @@ pub struct Token {
 }
 
 /// What it took.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Usage {
     /// Tokens of the prompt,
     pub prompt: usize,
@@ -106,14 +106,18 @@ pub struct Usage {
 impl Usage {
     /// Of several orders of one request. They were made side by side, or one after the other: the times are sums.
     pub fn add(&mut self, other: &Self) {
-        self.prompt += other.prompt;
-        self.cached += other.cached;
-        self.computed += other.computed;
-        self.drawn += other.drawn;
-        self.forced += other.forced;
-        self.waited += other.waited;
-        self.prompt_time += other.prompt_time;
-        self.decode_time += other.decode_time;
+        let Self { prompt, cached, computed, drawn, forced, drafted, accepted, waited, prompt_time, decode_time } =
+            *other;
+        self.prompt += prompt;
+        self.cached += cached;
+        self.computed += computed;
+        self.drawn += drawn;
+        self.forced += forced;
+        self.drafted += drafted;
+        self.accepted += accepted;
+        self.waited += waited;
+        self.prompt_time += prompt_time;
+        self.decode_time += decode_time;
     }
 }
 
@@ -244,7 +248,7 @@ impl<'e> Task<'e> {
             self.drawn = drawn;
             let on = self.generation.goes_on();
             if let Some(finish) = self.generation.finish() {
-                self.lease.truncate(self.lease.tokens().len() - self.generation.rejected());
+                self.lease.retract(self.generation.rejected());
                 let rest = self.generation.end(finish);
                 // Behind a stop string nothing is certain any more.
                 let all = !self.generation.hit_stop_string();
@@ -254,7 +258,7 @@ impl<'e> Task<'e> {
             }
             self.send(text, false);
             if !on {
-                self.lease.truncate(self.lease.tokens().len() - self.generation.rejected());
+                self.lease.retract(self.generation.rejected());
                 return Ok(Progress::More);
             }
         }
@@ -320,4 +324,29 @@ fn generation<'e>(
 pub fn too_late() -> Refusal {
     let message = "the answer was not whole within the server's time limit; ask for fewer tokens, or again later";
     Refusal::new(StatusCode::GATEWAY_TIMEOUT, "timeout", message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn usage_adds_up_whole() {
+        let time = Duration::from_millis;
+        let one = Usage {
+            prompt: 1,
+            cached: 2,
+            computed: 3,
+            drawn: 4,
+            forced: 5,
+            drafted: 6,
+            accepted: 7,
+            waited: time(8),
+            prompt_time: time(9),
+            decode_time: time(10),
+        };
+        let mut sum = Usage::default();
+        sum.add(&one);
+        assert_eq!(sum, one);
+    }
 }
