@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::ops::Range;
 
 use anemone_mil::build::part;
-use anemone_mil::ir::{Arg, Function, Op, ValueId, ValueType};
+use anemone_mil::ir::{Function, ValueId, ValueType};
 use anemone_mil::{Valid, program, validate_foreign};
 
 /// Layer `layer` of the shard `program` of layers `range`: every function of it, with the shard's inputs and one output.
@@ -35,21 +35,20 @@ fn function(shard: &Valid, index: usize, range: &Range<usize>, layer: usize) -> 
             continue;
         }
         match shard.definition(index, id) {
-            Some(op) if ops.insert(op) => open.extend(arguments(&function.ops[op])),
+            Some(op) if ops.insert(op) => open.extend(function.ops[op].arguments()),
             None if given.insert(id) && matches!(function.value(id).ty, ValueType::State(_)) => {
-                let users = function.ops.iter().enumerate().filter(|(_, op)| arguments(op).any(|arg| arg == id));
+                let users = function.ops.iter().enumerate().filter(|(_, op)| op.arguments().any(|arg| arg == id));
                 for (user, op) in users {
                     if ops.insert(user) {
-                        open.extend(arguments(op));
+                        open.extend(op.arguments());
                     }
                 }
             }
             _ => {}
         }
     }
-    if let Some(id) = given.iter().find(|id| function.value(**id).name == "x") {
-        let name = &function.value(*id).name;
-        return Err(format!("layer {layer} takes more of the layers before it than their output: it reads `{name}`"));
+    if given.iter().any(|id| function.value(*id).name == "x") {
+        return Err(format!("layer {layer} takes more of the layers before it than their output: it reads `x`"));
     }
     if ops.is_empty() {
         return Err(format!("layer {layer} computes nothing in function `{}`", function.name));
@@ -61,11 +60,4 @@ fn function(shard: &Valid, index: usize, range: &Range<usize>, layer: usize) -> 
         function.values[id.index()].name = name.to_owned();
     }
     Ok(part(&function, &function.name, &ops, &entering, &[to]))
-}
-
-fn arguments(op: &Op) -> impl Iterator<Item = ValueId> {
-    op.inputs.values().flatten().filter_map(|arg| match arg {
-        Arg::Value(id) => Some(*id),
-        Arg::Literal(_) => None,
-    })
 }

@@ -305,6 +305,16 @@ pub struct Op {
     pub attributes: BTreeMap<String, Literal>,
 }
 
+impl Op {
+    /// The values that it reads, states among them.
+    pub fn arguments(&self) -> impl Iterator<Item = ValueId> {
+        self.inputs.values().flatten().filter_map(|arg| match arg {
+            Arg::Value(id) => Some(*id),
+            Arg::Literal(_) => None,
+        })
+    }
+}
+
 /// A constant with its type.
 #[derive(Clone, Debug)]
 pub struct Literal {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use anemone_mil::Valid;
-use anemone_mil::ir::{Arg, Dtype, Function, Literal, ValueId};
+use anemone_mil::ir::{Arg, Dtype, Function, Literal, Op, ValueId};
 use anemone_mil::ops::Call;
 
 /// Values of more elements than this are not looked into: sums of sizes then never overflow.
@@ -23,11 +23,7 @@ impl<'a> Graph<'a> {
     pub fn new(program: &'a Valid, index: usize) -> Self {
         let function = &program.functions[index];
         let mut users = vec![0; function.values.len()];
-        let args = function.ops.iter().flat_map(|op| op.inputs.values().flatten());
-        let ids = args.filter_map(|arg| match arg {
-            Arg::Value(id) => Some(*id),
-            Arg::Literal(_) => None,
-        });
+        let ids = function.ops.iter().flat_map(Op::arguments);
         ids.chain(function.outputs.iter().copied()).for_each(|id| users[id.index()] += 1);
         let mut accesses: BTreeMap<ValueId, Vec<usize>> = BTreeMap::new();
         for (i, op) in function.ops.iter().enumerate() {

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use anemone_mil::build::part;
-use anemone_mil::ir::{Arg, Op, ValueId};
+use anemone_mil::ir::ValueId;
 use anemone_mil::{program, validate_foreign};
 
 use super::graph::Graph;
@@ -48,13 +48,6 @@ pub struct Surroundings<'a> {
     pub options: &'a Options,
 }
 
-fn arguments(op: &Op) -> impl Iterator<Item = ValueId> {
-    op.inputs.values().flatten().filter_map(|arg| match arg {
-        Arg::Value(id) => Some(*id),
-        Arg::Literal(_) => None,
-    })
-}
-
 /// Makes an island of those ops. `used` are the values that kernels and callers read.
 pub fn cut(
     graph: &Graph<'_>,
@@ -69,21 +62,21 @@ pub fn cut(
     let mut all = inside.clone();
     let mut open: Vec<usize> = ops.to_vec();
     while let Some(op) = open.pop() {
-        for made in arguments(&function.ops[op]).filter_map(constant) {
+        for made in function.ops[op].arguments().filter_map(constant) {
             if all.insert(made) {
                 open.push(made);
             }
         }
     }
     let mut entering: Vec<ValueId> = Vec::new();
-    for id in ops.iter().flat_map(|&op| arguments(&function.ops[op])) {
+    for id in ops.iter().flat_map(|&op| function.ops[op].arguments()) {
         let local = graph.definition(id).is_some_and(|op| all.contains(&op));
         if !local && !entering.contains(&id) {
             entering.push(id);
         }
     }
     let elsewhere: BTreeSet<ValueId> =
-        around.plain.difference(&inside).flat_map(|&op| arguments(&function.ops[op])).collect();
+        around.plain.difference(&inside).flat_map(|&op| function.ops[op].arguments()).collect();
     let made = ops.iter().flat_map(|&op| function.ops[op].outputs.iter().copied());
     let leaving: Vec<ValueId> = made.filter(|id| used.contains(&id.index()) || elsewhere.contains(id)).collect();
 

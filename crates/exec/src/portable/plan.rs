@@ -221,11 +221,7 @@ impl Planner {
 fn used_at_run_time(program: &Valid, index: usize) -> BTreeSet<ValueId> {
     let function = &program.functions[index];
     let running = (0..function.ops.len()).filter(|&i| !program.spec(index, i).is_constant());
-    let args = running.flat_map(|i| function.ops[i].inputs.values().flatten());
-    let values = args.filter_map(|arg| match arg {
-        Arg::Value(id) => Some(*id),
-        Arg::Literal(_) => None,
-    });
+    let values = running.flat_map(|i| function.ops[i].arguments());
     values.chain(function.outputs.iter().copied()).collect()
 }
 
