@@ -2,7 +2,7 @@
 //!
 //! What an answer repeats of its prompt or of itself (a name, a line of code, a list) stands there already. A draft is what followed
 //! the latest place that shares the longest end with the tokens so far. The model computes it in one call with the token that is
-//! sure, which costs little more than that token alone, since the weights are read once; and the answer keeps of it what would
+//! sure, which costs less than a call for each, since the weights are read once; and the answer keeps of it what would
 //! have been drawn anyway ([`crate::generate`]).
 //!
 //! **A draft is never believed, so making one may depend on measured times and the answer does not.** One is made where it
@@ -123,9 +123,8 @@ impl Drafter {
         if let Some((shared, from)) = lookup(tokens) {
             self.class = class(shared);
             let count = match self.drafts {
-                Drafts::Never => 0,
                 Drafts::Always(count) => count.min(most),
-                Drafts::Measured => self.worth(sure, most),
+                Drafts::Never | Drafts::Measured => self.worth(sure, most),
             };
             for i in from..from + count {
                 // Behind the last token a repetition goes on with itself.

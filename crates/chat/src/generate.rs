@@ -253,7 +253,7 @@ impl<'t> Generation<'t> {
         let vocab = logits.len() / (1 + draft);
         let row = &logits[self.foreseen * vocab..(self.foreseen + 1) * vocab];
         // What is left of the draft will be taken back.
-        let left = left.saturating_add(draft - self.foreseen);
+        let left = left.saturating_add(self.rejected());
         let mask = self.matcher.as_mut().map(Matcher::mask).transpose()?;
         let row = &self.bias.bend(row, &self.history[self.prompt..]);
         let choice = self.sampler.choose(row, &self.history, mask.as_ref())?;

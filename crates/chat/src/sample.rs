@@ -8,7 +8,8 @@
 //! sure the model was, not how the options bent it.
 //!
 //! [`simple`] is the draw as it is defined, [`quick`] the same draw in less time. A choice consumes one random number at a
-//! temperature above 0 and none otherwise, and allocates nothing after the first.
+//! temperature above 0 and none otherwise. It allocates nothing after the first, unless it lists the likeliest tokens or [`simple`]
+//! has to be asked.
 
 mod quick;
 mod row;

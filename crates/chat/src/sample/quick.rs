@@ -62,6 +62,12 @@ impl Room {
         &self.ids
     }
 
+    /// Weighs the ids, in their order.
+    fn keep(&mut self, weight: impl Fn(u32) -> (u32, f64)) {
+        self.kept.clear();
+        self.kept.extend(self.ids.iter().map(|&id| weight(id)));
+    }
+
     /// What [`simple::draw`](super::simple::draw) gives, or `None` where that has to be asked. `peaks` are those of
     /// [`survey`](super::row::survey).
     pub fn draw(
@@ -78,9 +84,8 @@ impl Room {
         let weight = |id: u32| (id, weight(logits, best, options.temperature, id));
         let (p, min_p) = (f64::from(options.top_p), f64::from(options.min_p));
         if options.top_k > 0 {
-            likeliest(logits, peaks, options.top_k, &mut self.ids, &mut self.floors);
-            self.kept.clear();
-            self.kept.extend(self.ids.iter().map(|&id| weight(id)));
+            self.likeliest(logits, peaks, options.top_k);
+            self.keep(weight);
             if p < 1.0 {
                 let enough = p * self.kept.iter().map(|(_, w)| w).sum::<f64>();
                 sort(&mut self.kept);
@@ -103,8 +108,7 @@ impl Room {
             let floor = top + reach - 1e-9 * (top.abs() + reach.abs());
             self.ids.clear();
             at_least(logits, peaks, floor, &mut self.ids);
-            self.kept.clear();
-            self.kept.extend(self.ids.iter().map(|&id| weight(id)));
+            self.keep(weight);
         } else {
             return [Precision::Single, Precision::Double]
                 .into_iter()
@@ -140,9 +144,8 @@ impl Room {
         margin: f64,
     ) -> Option<()> {
         for count in RUNGS {
-            likeliest(logits, peaks, count, &mut self.ids, &mut self.floors);
-            self.kept.clear();
-            self.kept.extend(self.ids.iter().map(|&id| weight(id)));
+            self.likeliest(logits, peaks, count);
+            self.keep(&weight);
             sort(&mut self.kept);
             let mut sum = 0.0;
             for i in 0..self.kept.len() {

@@ -15,9 +15,10 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use anemone_mil::ir::Literal;
+
 use super::resident::Resident;
 use super::simd::{LANES, Simd, Task};
-use anemone_mil::ir::Literal;
 
 /// Columns that are summed in 32 bits.
 pub const CHUNK: usize = 2048;
@@ -65,7 +66,7 @@ pub enum Weights {
 #[derive(Clone, Debug)]
 pub struct Bytes {
     stored: Literal,
-    copy: Option<(Arc<Resident>, usize)>,
+    copy: Option<(Arc<Resident>, Range<usize>)>,
 }
 
 impl Bytes {
@@ -74,16 +75,15 @@ impl Bytes {
         Self { stored, copy: None }
     }
 
-    /// Has them read from this offset of the copy, as soon as that exists.
-    pub fn expect(&mut self, copy: &Arc<Resident>, at: usize) {
-        self.copy = Some((Arc::clone(copy), at));
+    /// Has them read from this part of the copy, as soon as that exists.
+    pub fn expect(&mut self, copy: &Arc<Resident>, part: Range<usize>) {
+        self.copy = Some((Arc::clone(copy), part));
     }
 
     /// The bytes.
     pub fn get(&self) -> &[u8] {
-        let stored = self.stored.bytes().unwrap_or_default();
-        let copied = self.copy.as_ref().and_then(|(copy, at)| copy.get(*at, stored.len()));
-        copied.unwrap_or(stored)
+        let copied = self.copy.as_ref().and_then(|(copy, part)| copy.get(part.clone()));
+        copied.unwrap_or_else(|| self.stored.bytes().unwrap_or_default())
     }
 }
 

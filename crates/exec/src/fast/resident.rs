@@ -2,10 +2,11 @@
 //!
 //! A mapped file comes in pages of 4 KiB. Streaming weights through them, a processor spends a good part of its time looking up
 //! addresses, twice over in a virtual machine. So weights are copied once, by all threads, into memory for which the system is
-//! asked to use pages of 2 MiB. Where it does not, nothing is lost but the copy. It takes as long as reading the weights a few times, so it
-//! waits for the second call: whoever calls once, or waits for a first token, never pays for it.
+//! asked to use pages of 2 MiB. Where it does not, nothing is lost but the copy. It waits for the second call: whoever calls once, or
+//! waits for the first token of a prompt that one call takes, never pays for it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -26,9 +27,9 @@ const PIECE: usize = 1 << 20;
 pub struct Resident(OnceLock<(MmapMut, usize)>);
 
 impl Resident {
-    /// That many bytes from `at` on.
-    pub fn get(&self, at: usize, len: usize) -> Option<&[u8]> {
-        self.0.get().map(|(map, start)| &map[start + at..][..len])
+    /// A part of it.
+    pub fn get(&self, part: Range<usize>) -> Option<&[u8]> {
+        self.0.get().map(|(map, start)| &map[*start..][part])
     }
 }
 
@@ -57,7 +58,7 @@ impl Copy {
                 total += len.next_multiple_of(ALIGNMENT);
                 at
             });
-            matrix.data.expect(&to, at);
+            matrix.data.expect(&to, at..at + len);
         }
         Self { to, from, total, calls: AtomicUsize::new(0) }
     }
