@@ -197,11 +197,16 @@ struct FastState {
     raw: Vec<RawCache>,
 }
 
+/// A line of the cache. Rows that meet weights begin at one, so that no load needs two.
+#[repr(C, align(64))]
+#[derive(Clone, Copy)]
+struct Line<T, const N: usize>([T; N]);
+
 /// Rows on their way into projections, and scores.
 #[derive(Default)]
 struct Scratch {
-    floats: Vec<f32>,
-    ints: Vec<i16>,
+    floats: Vec<Line<f32, 16>>,
+    ints: Vec<Line<i16, 32>>,
     worth: Vec<f32>,
     scores: Vec<f32>,
 }
@@ -209,10 +214,10 @@ struct Scratch {
 impl Scratch {
     /// Makes room for that many rows of `padded` elements.
     fn reserve(&mut self, rows: usize, padded: usize) {
-        let n = rows * padded;
-        if self.floats.len() < n {
-            self.floats.resize(n, 0.0);
-            self.ints.resize(n, 0);
+        let n = (rows * padded).div_ceil(linear::PADDING);
+        if self.ints.len() < n {
+            self.floats.resize(2 * n, Line([0.0; 16]));
+            self.ints.resize(n, Line([0; 32]));
         }
         if self.worth.len() < rows {
             self.worth.resize(rows, 0.0);
@@ -513,7 +518,11 @@ impl Call<'_> {
         // SAFETY: a thread's own, or the shared one, of which each thread writes the rows of its tokens.
         let (floats, ints, worth) = unsafe {
             let scratch = self.scratch.get().add(own);
-            ((*scratch).floats.as_mut_ptr(), (*scratch).ints.as_mut_ptr(), (*scratch).worth.as_mut_ptr())
+            (
+                (*scratch).floats.as_mut_ptr().cast::<f32>(),
+                (*scratch).ints.as_mut_ptr().cast::<i16>(),
+                (*scratch).worth.as_mut_ptr(),
+            )
         };
         let first = if alone { 0 } else { thread };
         for token in (first..self.tokens).step_by(if alone { 1 } else { self.threads }) {
