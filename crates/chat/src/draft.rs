@@ -6,8 +6,8 @@
 //! have been drawn anyway ([`crate::generate`]).
 //!
 //! **A draft is never believed, so making one may depend on measured times and the answer does not.** One is made where it
-//! pays: calls of each length are timed as they happen, and how often guesses come true is counted for each length of the shared end,
-//! whether or not they were fed.
+//! pays: calls of each length are timed as they happen, and how often guesses come true is counted, whether or not they were fed: apart
+//! for short shared ends and long ones, and by how many on end were right before, for texts repeat themselves in runs.
 
 use std::time::Instant;
 
@@ -22,7 +22,7 @@ const SHORTEST: usize = 2;
 const LONGEST: usize = 16;
 
 /// What a draft has to promise, in tokens for the time of one: a little more than it costs, since costs are estimates.
-const WORTH: f64 = 1.05;
+const WORTH: f64 = 1.1;
 
 /// What a token more costs where no call of that length was timed yet, as a part of a call of one.
 const GUESS: f64 = 0.15;
@@ -54,9 +54,12 @@ pub struct Drafter {
     drafts: Drafts,
     /// By tokens of a call, less one.
     times: [Timed; CALLS],
-    /// By length of the shared end; see [`class`].
-    guesses: [Guesses; 4],
-    class: usize,
+    /// By length of the shared end and right guesses before; see [`class`].
+    guesses: [[Guesses; 5]; 2],
+    /// The shared end's length at the last draft.
+    shared: usize,
+    /// How many guesses on end were right.
+    run: usize,
     /// The first token of a draft that was not made.
     guess: Option<u32>,
     /// When the call that is being made began.
@@ -85,9 +88,9 @@ impl Guesses {
         self.all = self.all * MEMORY + 1.0;
     }
 
-    /// How likely the next one is right; one of four before anything was seen.
+    /// How likely the next one is right; one of two before anything was seen.
     fn chance(self) -> f64 {
-        (self.right + 1.0) / (self.all + 4.0)
+        (self.right + 1.0) / (self.all + 2.0)
     }
 }
 
@@ -107,7 +110,7 @@ impl Drafter {
         if self.drafts == Drafts::Measured {
             for end in prompt.len().saturating_sub(READ).max(1)..prompt.len() {
                 if let Some((shared, from)) = lookup(&prompt[..end]) {
-                    self.guesses[class(shared)].came(prompt[from] == prompt[end]);
+                    self.came(shared, prompt[from] == prompt[end]);
                 }
             }
         }
@@ -121,7 +124,7 @@ impl Drafter {
         self.guess = None;
         self.doubt();
         if let Some((shared, from)) = lookup(tokens) {
-            self.class = class(shared);
+            self.shared = shared;
             let count = match self.drafts {
                 Drafts::Always(count) => count.min(most),
                 Drafts::Never | Drafts::Measured => self.worth(sure, most),
@@ -155,25 +158,37 @@ impl Drafter {
 
     /// After a draw that gave `drawn` first: how many of the draft's next tokens it gave, and whether it gave another instead.
     pub fn drawn(&mut self, drawn: u32, foreseen: usize, missed: bool) {
-        let guesses = &mut self.guesses[self.class];
-        (0..foreseen).for_each(|_| guesses.came(true));
+        (0..foreseen).for_each(|i| self.came(self.shared + i, true));
         if missed {
-            guesses.came(false);
+            self.came(self.shared + foreseen, false);
         }
         if let Some(guess) = self.guess.take() {
-            guesses.came(guess == drawn);
+            self.came(self.shared, guess == drawn);
         }
         self.hit += foreseen;
+    }
+
+    /// How a guess behind that shared end came out.
+    fn came(&mut self, shared: usize, right: bool) {
+        let (length, before) = class(shared, self.run);
+        self.guesses[length][before].came(right);
+        self.run = if right { self.run + 1 } else { 0 };
     }
 
     /// How long a draft behind `sure` tokens is worth its time.
     fn worth(&self, sure: usize, most: usize) -> usize {
         let Some(plain) = self.seconds(sure) else { return 0 };
-        let chance = self.guesses[self.class].chance();
+        let chance = |i: usize| {
+            let (length, before) = class(self.shared + i, self.run + i);
+            self.guesses[length][before].chance()
+        };
         let gain = |count: usize| {
-            // One token comes in any case, the one after i drafted ones where all of these are right.
-            let tokens: f64 = (0..=count).map(|i| chance.powi(i as i32)).sum();
-            Some((tokens * plain / self.seconds(sure + count)?, count))
+            // One token comes in any case, and one more behind each drafted one where it and all before it are right.
+            let all_right = (0..count).scan(1.0, |all, i| {
+                *all *= chance(i);
+                Some(*all)
+            });
+            Some(((1.0 + all_right.sum::<f64>()) * plain / self.seconds(sure + count)?, count))
         };
         let best =
             LENGTHS.into_iter().filter(|&count| count <= most).filter_map(gain).max_by(|a, b| a.0.total_cmp(&b.0));
@@ -197,14 +212,15 @@ impl Drafter {
     }
 }
 
-/// Ends of 2, 3, 4 to 7, and 8 or more tokens.
-fn class(shared: usize) -> usize {
-    match shared {
-        0..=2 => 0,
-        3 => 1,
-        4..=7 => 2,
-        _ => 3,
-    }
+/// Ends of up to 3 tokens, and of more; and after 0, 1, 2 or 3, 4 to 7, and 8 or more right guesses.
+fn class(shared: usize, run: usize) -> (usize, usize) {
+    let before = match run {
+        0..=1 => run,
+        2..=3 => 2,
+        4..=7 => 3,
+        _ => 4,
+    };
+    (usize::from(shared > 3), before)
 }
 
 /// The latest place that shares the longest end with `tokens`: how many tokens it shares, and where it goes on. Looking at each
@@ -260,6 +276,7 @@ mod tests {
     fn choice(right: usize, wrong: usize, token_more: f64) -> usize {
         let mut drafter = Drafter::new(Drafts::Measured);
         drafter.times = std::array::from_fn(|i| Timed { seconds: 1.0 + token_more * i as f64, calls: 9 });
+        drafter.shared = LONGEST;
         (0..wrong).for_each(|_| drafter.drawn(0, 0, true));
         (0..right).for_each(|_| drafter.drawn(0, 1, false));
         drafter.worth(1, usize::MAX)
@@ -268,11 +285,12 @@ mod tests {
     #[test]
     fn drafts_are_made_where_they_pay() {
         assert_eq!(choice(40, 0, 0.05), 15);
-        assert_eq!(choice(40, 0, 0.1), 7);
+        assert_eq!(choice(40, 0, 0.3), 7);
         assert_eq!(choice(40, 0, 1.0), 0, "a draft that costs what it promises");
         assert_eq!(choice(0, 40, 0.1), 0, "guesses that are wrong");
-        assert_eq!(choice(0, 0, 0.3), 0, "nothing is known yet");
-        assert_eq!(choice(12, 12, 0.1), 3);
+        assert_eq!(choice(0, 0, 0.5), 0, "nothing is known yet");
+        assert_eq!(choice(2, 40, 0.1), 3, "two right ones after many wrong ones");
+        assert_eq!(choice(40, 40, 0.1), 15, "many right ones after many wrong ones");
         let mut unknown = Drafter::new(Drafts::Measured);
         (0..40).for_each(|_| unknown.drawn(0, 1, false));
         assert_eq!(unknown.worth(1, 15), 0, "no call was timed yet");
@@ -281,7 +299,7 @@ mod tests {
     #[test]
     fn a_slow_call_is_not_the_last_of_its_length() {
         let mut drafter = Drafter::new(Drafts::Measured);
-        drafter.times = std::array::from_fn(|i| Timed { seconds: if i == 0 { 1.0 } else { 9.0 }, calls: 9 });
+        drafter.times = std::array::from_fn(|i| Timed { seconds: if i == 0 { 1.0 } else { 30.0 }, calls: 9 });
         let tokens: Vec<u32> = (0..40).map(|i| i % 4).collect();
         drafter.read(&tokens);
         assert_eq!(drafted(&mut drafter, &tokens, 15), [0; 0]);
@@ -296,7 +314,7 @@ mod tests {
             assert_eq!(drafted(&mut drafter, &tokens[..end], 15), [0; 0]);
             drafter.drawn(tokens[end], 0, false);
         }
-        assert!(drafter.guesses[3].chance() > 0.7);
+        assert!(drafter.guesses[1][4].chance() > 0.7);
         assert_eq!(drafter.counts(), (0, 0));
     }
 }

@@ -196,6 +196,7 @@ impl Task for Product<'_> {
     fn run<S: Simd>(self, s: S) {
         // Where a few tokens are all there are, weights come from memory as fast as it gives them, as a single run of addresses; where there
         // are more, what counts is that activations are read once for several rows.
+        let bytes = self.matrix.bytes();
         let near = match self.matrix.elements {
             Weights::Int8(_) => 2 * self.x.tokens * self.x.padded <= NEAR,
             Weights::Half => 4 * self.x.tokens * self.x.padded <= NEAR,
@@ -204,7 +205,7 @@ impl Task for Product<'_> {
         };
         if near && self.x.tokens <= FEW {
             for row in self.rows.clone() {
-                self.tokens::<S, 1>(s, row, 0..self.x.tokens);
+                self.tokens::<S, 1>(s, bytes, row, 0..self.x.tokens);
             }
             return;
         }
@@ -213,11 +214,11 @@ impl Task for Product<'_> {
             let panel = first..self.x.tokens.min(first + PANEL);
             let mut row = self.rows.start;
             while row + ROWS <= self.rows.end {
-                self.tokens::<S, ROWS>(s, row, panel.clone());
+                self.tokens::<S, ROWS>(s, bytes, row, panel.clone());
                 row += ROWS;
             }
             while row < self.rows.end {
-                self.tokens::<S, 1>(s, row, panel.clone());
+                self.tokens::<S, 1>(s, bytes, row, panel.clone());
                 row += 1;
             }
             first = panel.end;
@@ -226,32 +227,38 @@ impl Task for Product<'_> {
 }
 
 impl Product<'_> {
-    /// `R` rows from `row` on times a panel of tokens.
+    /// `R` rows of the matrix's `bytes` from `row` on times a panel of tokens.
     #[inline(always)]
-    fn tokens<S: Simd, const R: usize>(&self, s: S, row: usize, panel: Range<usize>) {
+    fn tokens<S: Simd, const R: usize>(&self, s: S, bytes: &[u8], row: usize, panel: Range<usize>) {
         let mut t = panel.start;
         while t + 6 <= panel.end {
-            self.block::<S, R, 6>(s, row, t, t == panel.start);
+            self.block::<S, R, 6>(s, bytes, row, t, t == panel.start);
             t += 6;
         }
         if t + 4 <= panel.end {
-            self.block::<S, R, 4>(s, row, t, t == panel.start);
+            self.block::<S, R, 4>(s, bytes, row, t, t == panel.start);
             t += 4;
         }
         if t + 2 <= panel.end {
-            self.block::<S, R, 2>(s, row, t, t == panel.start);
+            self.block::<S, R, 2>(s, bytes, row, t, t == panel.start);
             t += 2;
         }
         if t < panel.end {
-            self.block::<S, R, 1>(s, row, t, t == panel.start);
+            self.block::<S, R, 1>(s, bytes, row, t, t == panel.start);
         }
     }
 
     /// `R` rows times `M` tokens. The `first` of a panel brings the weights from memory, and asks for those that follow.
     #[inline(always)]
-    fn block<S: Simd, const R: usize, const M: usize>(&self, s: S, row: usize, token: usize, first: bool) {
+    fn block<S: Simd, const R: usize, const M: usize>(
+        &self,
+        s: S,
+        bytes: &[u8],
+        row: usize,
+        token: usize,
+        first: bool,
+    ) {
         let columns = self.matrix.columns;
-        let bytes = self.matrix.bytes();
         let sums: [[f32; M]; R] = match &self.matrix.elements {
             Weights::Int8(scales) => {
                 let weights = &bytes[row * columns..(row + R) * columns];
