@@ -333,7 +333,7 @@ impl Engine {
     ) -> Result<(), Error> {
         let (width, vocab) = (self.contract().width, self.contract().vocab);
         let n = rows.len() / width;
-        logits.clear();
+        // Every one is overwritten.
         logits.resize(n * vocab, 0.0);
         let mut done = 0;
         while done < n {

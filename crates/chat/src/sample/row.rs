@@ -3,13 +3,10 @@
 
 use std::cmp::Reverse;
 
-use anemone_exec::fast::BLOCK;
+use anemone_exec::fast::{BLOCK, Weigher};
 
 use super::Key;
 use crate::Error;
-
-/// Floats that are compared at once.
-const LANES: usize = 16;
 
 /// The id of the highest logit, the lowest of equal ones; `peaks` becomes the highest of each [`BLOCK`].
 ///
@@ -19,50 +16,21 @@ pub fn survey(logits: &[f32], peaks: &mut Vec<f32>) -> Result<u32, Error> {
     if logits.is_empty() || u32::try_from(logits.len()).is_err() {
         return Err(Error::Logits(format!("{} of them: expected one for each token", logits.len())));
     }
-    peaks.clear();
-    peaks.resize(logits.len().div_ceil(BLOCK), f32::NEG_INFINITY);
-    let (mut best, mut block, mut wrong) = (f32::NEG_INFINITY, 0, [0; LANES]);
-    for (i, (logits, peak)) in logits.chunks(BLOCK).zip(peaks).enumerate() {
-        *peak = highest(logits, &mut wrong);
-        if *peak > best {
-            (best, block) = (*peak, i);
-        }
-    }
-    if wrong != [0; LANES] {
+    if !Weigher::default().peaks(logits, peaks) {
         return Err(overflow(logits));
     }
+    let (mut best, mut block) = (f32::NEG_INFINITY, 0);
+    for (i, &peak) in peaks.iter().enumerate() {
+        if peak > best {
+            (best, block) = (peak, i);
+        }
+    }
     let start = block * BLOCK;
+    // Not there where minus infinity is all there is.
     match logits[start..].iter().position(|l| *l == best) {
-        Some(at) if best > f32::NEG_INFINITY => Ok((start + at) as u32),
-        _ => Err(Error::Logits("every token is excluded".into())),
+        Some(at) => Ok((start + at) as u32),
+        None => Err(Error::Logits("every token is excluded".into())),
     }
-}
-
-/// The highest; `wrong` is told of NaN and plus infinity. In lanes, so that it compiles to vectors.
-#[inline]
-fn highest(block: &[f32], wrong: &mut [u32; LANES]) -> f32 {
-    let mut highest = [f32::NEG_INFINITY; LANES];
-    let mut take = |part: &[f32; LANES]| {
-        for ((highest, wrong), &v) in highest.iter_mut().zip(wrong.iter_mut()).zip(part) {
-            *highest = if v > *highest { v } else { *highest };
-            *wrong |= u32::from(v.is_nan() | (v == f32::INFINITY));
-        }
-    };
-    let (whole, rest) = block.as_chunks::<LANES>();
-    whole.iter().for_each(&mut take);
-    if !rest.is_empty() {
-        let mut padded = [f32::NEG_INFINITY; LANES];
-        padded[..rest.len()].copy_from_slice(rest);
-        take(&padded);
-    }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            highest[i] = if highest[i + half] > highest[i] { highest[i + half] } else { highest[i] };
-        }
-        half /= 2;
-    }
-    highest[0]
 }
 
 fn overflow(logits: &[f32]) -> Error {

@@ -1,4 +1,5 @@
-//! What a sampler needs of a whole row of logits: how much probability lies where, near enough to decide by.
+//! What a sampler needs of a whole row of logits: the highest of each block, and how much probability lies where, near enough to
+//! decide by.
 
 use super::simd::{Isa, LANES, Simd, Task, exp};
 
@@ -25,6 +26,50 @@ impl Weigher {
         sums.clear();
         sums.resize(logits.len().div_ceil(BLOCK), 0.0);
         self.0.run(Sums { logits, best, rate, sums });
+    }
+}
+
+impl Weigher {
+    /// The highest of each [`BLOCK`] of `logits` into `peaks`. Returns whether all of them are finite or minus infinity; where they
+    /// are not, `peaks` mean nothing. A block of minus infinity alone has [`f32::MIN`].
+    pub fn peaks(self, logits: &[f32], peaks: &mut Vec<f32>) -> bool {
+        peaks.resize(logits.len().div_ceil(BLOCK), 0.0);
+        self.0.run(Peaks { logits, peaks })
+    }
+}
+
+struct Peaks<'a> {
+    logits: &'a [f32],
+    peaks: &'a mut [f32],
+}
+
+impl Task for Peaks<'_> {
+    type Out = bool;
+
+    #[inline(always)]
+    fn run<S: Simd>(self, s: S) -> bool {
+        let least = s.splat(f32::MIN);
+        // 0 in every lane, and NaN for ever where a logit was NaN or plus infinity.
+        let mut wrong = s.splat(0.0);
+        for (block, peak) in self.logits.chunks(BLOCK).zip(self.peaks) {
+            let mut highest = least;
+            for part in block.chunks(LANES) {
+                let mut lanes = [f32::MIN; LANES];
+                let part = if part.len() == LANES {
+                    part
+                } else {
+                    lanes[..part.len()].copy_from_slice(part);
+                    &lanes
+                };
+                let part = s.load_some(part);
+                // Of a number and NaN the second or NaN on every instruction set: NaN here.
+                let finite = s.max(least, part);
+                wrong = s.add(wrong, s.sub(finite, finite));
+                highest = s.max(highest, finite);
+            }
+            *peak = s.largest(highest);
+        }
+        s.sum(wrong) == 0.0
     }
 }
 
@@ -61,6 +106,37 @@ impl Task for Sums<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn peaks_are_the_highest_and_what_is_no_number_is_told() {
+        let logits: Vec<f32> =
+            (0..1000)
+                .map(|i| {
+                    if i % 97 == 5 || i / 64 == 3 {
+                        f32::NEG_INFINITY
+                    } else {
+                        ((i * 7919) % 1000) as f32 / 31.0 - 20.0
+                    }
+                })
+                .collect();
+        for n in [0, 1, 15, 16, 63, 64, 65, 300, 1000] {
+            let logits = &logits[..n];
+            let expected: Vec<f32> =
+                logits.chunks(BLOCK).map(|block| block.iter().copied().fold(f32::MIN, f32::max)).collect();
+            for isa in Isa::available() {
+                let mut peaks = vec![9.0; 3];
+                assert!(Weigher(isa).peaks(logits, &mut peaks), "{}", isa.name());
+                assert_eq!(peaks, expected, "{}", isa.name());
+                for at in (0..n).step_by(13) {
+                    for broken in [f32::NAN, -f32::NAN, f32::INFINITY] {
+                        let mut logits = logits.to_vec();
+                        logits[at] = broken;
+                        assert!(!Weigher(isa).peaks(&logits, &mut peaks), "{broken} at {at} of {n}, {}", isa.name());
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn sums_are_near_and_equal_everywhere() {
