@@ -162,6 +162,14 @@ pub fn embed(contract: &Contract, table: &[u8], ids: &[u32]) -> Vec<f32> {
 pub fn extend_embedded(contract: &Contract, table: &[u8], ids: &[u32], rows: &mut Vec<f32>) {
     let bytes = 2 * contract.width;
     let scale = contract.embedding_scale;
-    let halves = ids.iter().flat_map(|&id| table[id as usize * bytes..][..bytes].chunks_exact(2));
-    rows.extend(halves.map(|b| f16::from_le_bytes([b[0], b[1]]).to_f32() * scale));
+    // Some at a time, for which the processor has instructions.
+    let (mut halves, mut floats) = ([f16::ZERO; 64], [0.0; 64]);
+    for &id in ids {
+        for part in table[id as usize * bytes..][..bytes].chunks(2 * halves.len()) {
+            let n = part.len() / 2;
+            halves.iter_mut().zip(part.chunks_exact(2)).for_each(|(h, b)| *h = f16::from_le_bytes([b[0], b[1]]));
+            halves[..n].convert_to_f32_slice(&mut floats[..n]);
+            rows.extend(floats[..n].iter().map(|v| v * scale));
+        }
+    }
 }

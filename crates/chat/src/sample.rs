@@ -380,6 +380,27 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_nucleus_of_many_tokens_is_the_simple_one() {
+        let hash = |i: u64| (i.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32 / (1 << 24) as f32;
+        // With equals among them, of which the lowest ids come first.
+        let logits: Vec<f32> = (0..20_000).map(|i| (64.0 * hash(i)).round() / 32.0).collect();
+        let mut peaks = Vec::new();
+        let best = row::survey(&logits, &mut peaks).unwrap();
+        let mut room = Room::default();
+        for (top_p, min_p) in [(0.95, 0.0), (0.6, 0.0), (0.9999, 0.3), (0.95, 0.9)] {
+            let options = SamplingOptions { top_p, min_p, ..warm() };
+            let mut answered = 0;
+            for random in (0..40).map(|i| f64::from(hash(1 << 20 | i))) {
+                if let Some(id) = room.draw(&logits, &peaks, best, &options, random) {
+                    assert_eq!(id, simple::draw(&logits, best, &options, random), "{random}");
+                    answered += 1;
+                }
+            }
+            assert!(answered > 36, "{answered} of 40: {options:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn the_choice_is_always_a_token_that_is_not_excluded(

@@ -98,10 +98,13 @@ impl Room {
                 self.kept.truncate(end);
             }
         } else if p < 1.0 {
-            [Precision::Single, Precision::Double].into_iter().find_map(|precision| {
+            let found = [Precision::Single, Precision::Double].into_iter().find_map(|precision| {
                 let total = self.total(logits, best, options, precision);
                 self.nucleus(logits, peaks, weight, p * total, total * precision.margin())
-            })?;
+            });
+            if found.is_none() {
+                return self.wide(logits.len(), weight, p, min_p, random);
+            }
         } else if min_p > 0.0 {
             // A little lower than the filter's own floor, which `pick` applies.
             let (top, reach) = (f64::from(logits[best as usize]), f64::from(options.temperature) * libm::log(min_p));
@@ -168,6 +171,30 @@ impl Room {
         None
     }
 
+    /// A draw from the likeliest tokens that together have the share `p`, where they are many: every token is weighed, and instead of
+    /// sorting all, one half after the other is left behind.
+    fn wide(
+        &mut self,
+        vocab: usize,
+        weight: impl Fn(u32) -> (u32, f64),
+        p: f64,
+        min_p: f64,
+        random: f64,
+    ) -> Option<u32> {
+        self.kept.clear();
+        self.kept.extend((0..vocab as u32).map(weight));
+        let sum = |kept: &[(u32, f64)]| kept.iter().map(|(_, w)| w).sum::<f64>();
+        let total = sum(&self.kept);
+        // Sums of doubles in another order than the simple sampler's: for any vocabulary they are nearer than this.
+        let margin = total * Precision::Double.margin();
+        let end = reaches(&mut self.kept, p * total, margin)? + 1;
+        self.kept.truncate(end);
+        self.kept.retain(|&(_, w)| w >= min_p);
+        let target = random * sum(&self.kept);
+        let at = reaches(&mut self.kept, target, margin)?;
+        Some(self.kept[at].0)
+    }
+
     /// One draw from all tokens.
     fn anywhere(
         &mut self,
@@ -195,6 +222,38 @@ impl Room {
         }
         None
     }
+}
+
+/// Moves the heaviest to the front until they weigh more than `enough` together, and returns where the last of these is; `None` where
+/// sums are within `margin` of it, or never reach it.
+fn reaches(kept: &mut [(u32, f64)], enough: f64, margin: f64) -> Option<usize> {
+    /// What is sooner sorted than halved.
+    const FEW: usize = 32;
+    let (mut from, mut to, mut before) = (0, kept.len(), 0.0);
+    while to - from > FEW {
+        let half = (to - from) / 2;
+        kept[from..to].select_nth_unstable_by_key(half, |&(id, w)| (Reverse(Key(w)), id));
+        let sum = before + kept[from..from + half].iter().map(|(_, w)| w).sum::<f64>();
+        if (sum - enough).abs() <= margin {
+            return None;
+        }
+        if sum > enough {
+            to = from + half;
+        } else {
+            (from, before) = (from + half, sum);
+        }
+    }
+    sort(&mut kept[from..to]);
+    for (i, (_, w)) in kept.iter().enumerate().take(to).skip(from) {
+        before += w;
+        if (before - enough).abs() <= margin {
+            return None;
+        }
+        if before > enough {
+            return Some(i);
+        }
+    }
+    None
 }
 
 /// The heaviest first, of equal ones the lowest id first.
