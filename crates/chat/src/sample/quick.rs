@@ -39,8 +39,8 @@ impl Precision {
 /// Where single precision neither overflows nor loses digits on the way to an exponent.
 const TEMPERATURES: RangeInclusive<f32> = 1e-20..=1e20;
 
-/// How many of the likeliest tokens are looked through for a nucleus, one after the other.
-const RUNGS: [usize; 3] = [64, 512, 4096];
+/// How many of the likeliest tokens are looked through for a nucleus, about, one after the other.
+const RUNGS: [usize; 5] = [64, 512, 4096, 32768, usize::MAX];
 
 /// Memory that draws find again.
 #[derive(Clone, Debug, Default)]
@@ -98,13 +98,13 @@ impl Room {
                 self.kept.truncate(end);
             }
         } else if p < 1.0 {
-            let found = [Precision::Single, Precision::Double].into_iter().find_map(|precision| {
-                let total = self.total(logits, best, options, precision);
-                self.nucleus(logits, peaks, weight, p * total, total * precision.margin())
-            });
-            if found.is_none() {
-                return self.wide(logits.len(), weight, p, min_p, random);
-            }
+            self.nucleus(logits, peaks, best, options)?;
+            self.kept.retain(|&(_, w)| w >= min_p);
+            let sum = sum(&self.kept);
+            return match reaches(&mut self.kept, random * sum, sum * Precision::Double.margin()) {
+                Reached::At(at) => Some(self.kept[at].0),
+                Reached::Never | Reached::Near => None,
+            };
         } else if min_p > 0.0 {
             // A little lower than the filter's own floor, which `pick` applies.
             let (top, reach) = (f64::from(logits[best as usize]), f64::from(options.temperature) * libm::log(min_p));
@@ -137,62 +137,56 @@ impl Room {
         self.sums.iter().sum()
     }
 
-    /// The likeliest tokens that together reach `enough`, which is known to `margin`.
-    fn nucleus(
-        &mut self,
-        logits: &[f32],
-        peaks: &[f32],
-        weight: impl Fn(u32) -> (u32, f64),
-        enough: f64,
-        margin: f64,
-    ) -> Option<()> {
+    /// Leaves in `kept` the likeliest tokens that together reach the share of the nucleus, in no order.
+    fn nucleus(&mut self, logits: &[f32], peaks: &[f32], best: u32, options: &SamplingOptions) -> Option<()> {
+        let share = f64::from(options.top_p);
+        let mut precision = Precision::Single;
+        let mut total = self.total(logits, best, options, precision);
         for count in RUNGS {
-            self.likeliest(logits, peaks, count);
-            self.keep(&weight);
-            sort(&mut self.kept);
-            let mut sum = 0.0;
-            for i in 0..self.kept.len() {
-                let (_, w) = self.kept[i];
-                sum += w;
-                if (sum - enough).abs() <= margin {
-                    return None;
-                }
-                if sum > enough {
-                    // Where it ends among equals, others of them may not have been looked at.
-                    let sure = self.ids.len() == logits.len() || self.kept.last().is_some_and(|(_, least)| w > *least);
-                    if sure {
-                        self.kept.truncate(i + 1);
+            let floor = self.floor(logits, peaks, count);
+            self.ids.clear();
+            at_least(logits, peaks, floor.into(), &mut self.ids);
+            self.keep(|id| (id, weight(logits, best, options.temperature, id)));
+            loop {
+                match reaches(&mut self.kept, share * total, total * precision.margin()) {
+                    Reached::At(end) => {
+                        // Others below the floor may weigh as much as the last one, and come before it.
+                        let below =
+                            (f64::from(floor) - f64::from(logits[best as usize])) / f64::from(options.temperature);
+                        if self.kept.len() < logits.len() && self.kept[end].1 <= libm::exp(below) {
+                            break;
+                        }
+                        self.kept.truncate(end + 1);
                         return Some(());
                     }
-                    break;
+                    Reached::Never => break,
+                    Reached::Near if matches!(precision, Precision::Double) => return None,
+                    Reached::Near => {
+                        precision = Precision::Double;
+                        total = self.total(logits, best, options, precision);
+                    }
                 }
             }
         }
         None
     }
 
-    /// A draw from the likeliest tokens that together have the share `p`, where they are many: every token is weighed, and instead of
-    /// sorting all, one half after the other is left behind.
-    fn wide(
-        &mut self,
-        vocab: usize,
-        weight: impl Fn(u32) -> (u32, f64),
-        p: f64,
-        min_p: f64,
-        random: f64,
-    ) -> Option<u32> {
-        self.kept.clear();
-        self.kept.extend((0..vocab as u32).map(weight));
-        let sum = |kept: &[(u32, f64)]| kept.iter().map(|(_, w)| w).sum::<f64>();
-        let total = sum(&self.kept);
-        // Sums of doubles in another order than the simple sampler's: for any vocabulary they are nearer than this.
-        let margin = total * Precision::Double.margin();
-        let end = reaches(&mut self.kept, p * total, margin)? + 1;
-        self.kept.truncate(end);
-        self.kept.retain(|&(_, w)| w >= min_p);
-        let target = random * sum(&self.kept);
-        let at = reaches(&mut self.kept, target, margin)?;
-        Some(self.kept[at].0)
+    /// A logit that about `count` others are as high as, by the highest of blocks or by a sample.
+    fn floor(&mut self, logits: &[f32], peaks: &[f32], count: usize) -> f32 {
+        /// Of so many logits the sample has one.
+        const STRIDE: usize = 16;
+        self.floors.clear();
+        let at = if count <= peaks.len() / 4 {
+            self.floors.extend_from_slice(peaks);
+            count
+        } else {
+            self.floors.extend(logits.iter().step_by(STRIDE));
+            count / STRIDE
+        };
+        if at >= self.floors.len() {
+            return f32::NEG_INFINITY;
+        }
+        *self.floors.select_nth_unstable_by(at, |a, b| b.total_cmp(a)).1
     }
 
     /// One draw from all tokens.
@@ -224,36 +218,50 @@ impl Room {
     }
 }
 
-/// Moves the heaviest to the front until they weigh more than `enough` together, and returns where the last of these is; `None` where
-/// sums are within `margin` of it, or never reach it.
-fn reaches(kept: &mut [(u32, f64)], enough: f64, margin: f64) -> Option<usize> {
+fn sum(kept: &[(u32, f64)]) -> f64 {
+    kept.iter().map(|(_, w)| w).sum()
+}
+
+/// Where the heaviest of some tokens weigh enough together.
+enum Reached {
+    /// With that one, the last of them.
+    At(usize),
+    /// Nowhere.
+    Never,
+    /// It is too near to tell.
+    Near,
+}
+
+/// Moves the heaviest to the front until they weigh `enough` together, which is known to `margin`. One half of what is left is put
+/// before the other until little is left: sorting all takes longer.
+fn reaches(kept: &mut [(u32, f64)], enough: f64, margin: f64) -> Reached {
     /// What is sooner sorted than halved.
     const FEW: usize = 32;
     let (mut from, mut to, mut before) = (0, kept.len(), 0.0);
     while to - from > FEW {
         let half = (to - from) / 2;
         kept[from..to].select_nth_unstable_by_key(half, |&(id, w)| (Reverse(Key(w)), id));
-        let sum = before + kept[from..from + half].iter().map(|(_, w)| w).sum::<f64>();
-        if (sum - enough).abs() <= margin {
-            return None;
+        let here = before + sum(&kept[from..from + half]);
+        if (here - enough).abs() <= margin {
+            return Reached::Near;
         }
-        if sum > enough {
+        if here > enough {
             to = from + half;
         } else {
-            (from, before) = (from + half, sum);
+            (from, before) = (from + half, here);
         }
     }
     sort(&mut kept[from..to]);
     for (i, (_, w)) in kept.iter().enumerate().take(to).skip(from) {
         before += w;
         if (before - enough).abs() <= margin {
-            return None;
+            return Reached::Near;
         }
         if before > enough {
-            return Some(i);
+            return Reached::At(i);
         }
     }
-    None
+    Reached::Never
 }
 
 /// The heaviest first, of equal ones the lowest id first.
