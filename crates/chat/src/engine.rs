@@ -359,10 +359,8 @@ impl Engine {
             });
             exec::together(self.head_overlaps, calls)?;
             for (slice, part) in self.manifest.head.iter().zip(&call.parts) {
-                for t in 0..len {
-                    let row = &mut logits[(done + t) * vocab..(done + t + 1) * vocab];
-                    host::copy_column(part, t, &mut row[slice.range()]);
-                }
+                let rows = logits[done * vocab..].chunks_exact_mut(vocab).take(len);
+                host::copy_columns(part, rows, slice.range());
             }
             done += len;
         }

@@ -140,14 +140,17 @@ pub fn extend_rows(columns: &Tensor, which: Range<usize>, rows: &mut Vec<f32>) {
     }
 }
 
-/// Column `t` of `[1, width, T, 1]`.
-pub fn copy_column(columns: &Tensor, t: usize, out: &mut [f32]) {
+/// The first columns of `[1, width, T, 1]` into `rows`, each into that part of one.
+pub fn copy_columns<'r>(columns: &Tensor, rows: impl Iterator<Item = &'r mut [f32]>, part: Range<usize>) {
     let tokens = columns.shape()[2];
-    match columns.data() {
-        Data::F32(v) if tokens == 1 => out.copy_from_slice(v),
-        Data::F32(v) => out.iter_mut().enumerate().for_each(|(c, out)| *out = v[c * tokens + t]),
-        Data::F16(v) => out.iter_mut().enumerate().for_each(|(c, out)| *out = v[c * tokens + t].to_f32()),
-        other => panic!("{} is not a working float type", other.dtype()),
+    for (t, row) in rows.enumerate() {
+        let row = &mut row[part.clone()];
+        match columns.data() {
+            Data::F32(v) if tokens == 1 => row.copy_from_slice(v),
+            Data::F32(v) => row.iter_mut().zip(v.iter().skip(t).step_by(tokens)).for_each(|(out, v)| *out = *v),
+            Data::F16(v) => row.iter_mut().zip(v.iter().skip(t).step_by(tokens)).for_each(|(out, v)| *out = v.to_f32()),
+            other => panic!("{} is not a working float type", other.dtype()),
+        }
     }
 }
 

@@ -104,6 +104,12 @@ impl Crossing {
         if self.axis.is_none() || outer == 1 || tokens == 1 {
             return to[..from.len()].copy_from_slice(from);
         }
+        if inner == 1 {
+            for (o, column) in from.chunks_exact(tokens).enumerate() {
+                column.iter().enumerate().for_each(|(t, v)| to[t * outer + o] = *v);
+            }
+            return;
+        }
         for t in 0..tokens {
             for o in 0..outer {
                 let row = &mut to[(t * outer + o) * inner..][..inner];
@@ -118,6 +124,12 @@ impl Crossing {
         let tokens = to.len() / (outer * inner).max(1);
         if self.axis.is_none() || outer == 1 || tokens == 1 {
             return to.copy_from_slice(&from[..to.len()]);
+        }
+        if inner == 1 {
+            for (o, column) in to.chunks_exact_mut(tokens).enumerate() {
+                column.iter_mut().enumerate().for_each(|(t, v)| *v = from[t * outer + o]);
+            }
+            return;
         }
         for o in 0..outer {
             for t in 0..tokens {
