@@ -8,6 +8,8 @@
 //! A token ([`Avx512`](super::x86::Avx512) and so on) exists only where the processor has the feature. [`Isa::run`] enters code
 //! compiled for it; methods of [`Simd`] are inlined there.
 
+use std::sync::OnceLock;
+
 /// Lanes of a vector.
 pub const LANES: usize = 16;
 
@@ -209,9 +211,10 @@ impl Isa {
         all
     }
 
-    /// The widest.
+    /// The widest. The processor is asked once.
     pub fn best() -> Self {
-        Self::available().pop().unwrap_or(Isa::Plain)
+        static BEST: OnceLock<Isa> = OnceLock::new();
+        *BEST.get_or_init(|| Self::available().pop().unwrap_or(Isa::Plain))
     }
 
     /// Runs a task in code compiled for this instruction set.

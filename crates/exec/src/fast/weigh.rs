@@ -27,9 +27,7 @@ impl Weigher {
         sums.resize(logits.len().div_ceil(BLOCK), 0.0);
         self.0.run(Sums { logits, best, rate, sums });
     }
-}
 
-impl Weigher {
     /// The highest of each [`BLOCK`] of `logits` into `peaks`. Returns whether all of them are finite or minus infinity; where they
     /// are not, `peaks` mean nothing. A block of minus infinity alone has [`f32::MIN`].
     pub fn peaks(self, logits: &[f32], peaks: &mut Vec<f32>) -> bool {
