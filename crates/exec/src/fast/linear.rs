@@ -332,8 +332,8 @@ impl Product<'_> {
 
 /// As [`integers`] for one row: what a processor reads of weights is then one run of addresses, which its own prefetching follows,
 /// and best where nothing else is asked for: a turn of the loop takes one line of the cache. On a Zen 4 this streams at the speed of
-/// plain reading, 25 GB/s on one core; two lines in a turn bring it to 17, and asking ahead to 13 as well. Integer sums do not mind
-/// the order.
+/// plain reading, 25 GB/s on one core; with two lines in a turn, or with asking ahead, it is 13 to 17. Integer sums do not mind the
+/// order.
 ///
 /// # Safety
 /// As for [`integers`].

@@ -205,19 +205,19 @@ struct Line<T, const N: usize>([T; N]);
 /// Rows on their way into projections, and scores.
 #[derive(Default)]
 struct Scratch {
-    floats: Vec<Line<f32, 16>>,
-    ints: Vec<Line<i16, 32>>,
+    floats: Vec<Line<f32, { linear::PADDING / 2 }>>,
+    ints: Vec<Line<i16, { linear::PADDING }>>,
     worth: Vec<f32>,
     scores: Vec<f32>,
 }
 
 impl Scratch {
-    /// Makes room for that many rows of `padded` elements.
+    /// Makes room for that many rows of `padded` elements: each takes whole lines.
     fn reserve(&mut self, rows: usize, padded: usize) {
-        let n = (rows * padded).div_ceil(linear::PADDING);
+        let n = rows * padded / linear::PADDING;
         if self.ints.len() < n {
-            self.floats.resize(2 * n, Line([0.0; 16]));
-            self.ints.resize(n, Line([0; 32]));
+            self.floats.resize(2 * n, Line([0.0; linear::PADDING / 2]));
+            self.ints.resize(n, Line([0; linear::PADDING]));
         }
         if self.worth.len() < rows {
             self.worth.resize(rows, 0.0);

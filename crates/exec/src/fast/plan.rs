@@ -104,18 +104,7 @@ impl Crossing {
         if self.axis.is_none() || outer == 1 || tokens == 1 {
             return to[..from.len()].copy_from_slice(from);
         }
-        if inner == 1 {
-            for (o, column) in from.chunks_exact(tokens).enumerate() {
-                column.iter().enumerate().for_each(|(t, v)| to[t * outer + o] = *v);
-            }
-            return;
-        }
-        for t in 0..tokens {
-            for o in 0..outer {
-                let row = &mut to[(t * outer + o) * inner..][..inner];
-                row.copy_from_slice(&from[(o * tokens + t) * inner..][..inner]);
-            }
-        }
+        exchange(from, to, outer, tokens, inner);
     }
 
     /// From token-first to the program's order.
@@ -125,17 +114,21 @@ impl Crossing {
         if self.axis.is_none() || outer == 1 || tokens == 1 {
             return to.copy_from_slice(&from[..to.len()]);
         }
+        exchange(from, to, tokens, outer, inner);
+    }
+}
+
+/// `[first, second, inner]` to `[second, first, inner]`.
+fn exchange(from: &[f32], to: &mut [f32], first: usize, second: usize, inner: usize) {
+    for s in 0..second {
+        let to = &mut to[s * first * inner..][..first * inner];
         if inner == 1 {
-            for (o, column) in to.chunks_exact_mut(tokens).enumerate() {
-                column.iter_mut().enumerate().for_each(|(t, v)| *v = from[t * outer + o]);
-            }
-            return;
+            // A call for each element would cost more than the element.
+            to.iter_mut().zip(from[s..].iter().step_by(second)).for_each(|(to, from)| *to = *from);
+            continue;
         }
-        for o in 0..outer {
-            for t in 0..tokens {
-                let row = &mut to[(o * tokens + t) * inner..][..inner];
-                row.copy_from_slice(&from[(t * outer + o) * inner..][..inner]);
-            }
+        for f in 0..first {
+            to[f * inner..][..inner].copy_from_slice(&from[(f * second + s) * inner..][..inner]);
         }
     }
 }

@@ -65,7 +65,7 @@ pub unsafe trait Simd: Copy + Send + Sync {
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a / b`.
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
-    /// The larger; neither lane may be NaN.
+    /// The larger; `a` may not be NaN, and where `b` is, so is the result.
     fn max(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// The smaller; neither lane may be NaN.
     fn min(self, a: Self::F32, b: Self::F32) -> Self::F32;
@@ -119,11 +119,17 @@ pub unsafe trait Simd: Copy + Send + Sync {
     /// Up to sixteen floats, zeros behind them.
     #[inline(always)]
     fn load_some(self, v: &[f32]) -> Self::F32 {
+        self.load_padded(v, 0.0)
+    }
+
+    /// Up to sixteen floats, and `rest` behind them.
+    #[inline(always)]
+    fn load_padded(self, v: &[f32], rest: f32) -> Self::F32 {
         if v.len() >= LANES {
             // SAFETY: there are sixteen.
             return unsafe { self.load(v.as_ptr()) };
         }
-        let mut lanes = [0.0; LANES];
+        let mut lanes = [rest; LANES];
         lanes[..v.len()].copy_from_slice(v);
         // SAFETY: sixteen lanes.
         unsafe { self.load(lanes.as_ptr()) }

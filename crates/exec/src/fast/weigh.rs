@@ -52,16 +52,8 @@ impl Task for Peaks<'_> {
         for (block, peak) in self.logits.chunks(BLOCK).zip(self.peaks) {
             let mut highest = least;
             for part in block.chunks(LANES) {
-                let mut lanes = [f32::MIN; LANES];
-                let part = if part.len() == LANES {
-                    part
-                } else {
-                    lanes[..part.len()].copy_from_slice(part);
-                    &lanes
-                };
-                let part = s.load_some(part);
-                // Of a number and NaN the second or NaN on every instruction set: NaN here.
-                let finite = s.max(least, part);
+                // Minus infinity becomes a number; NaN and plus infinity stay.
+                let finite = s.max(least, s.load_padded(part, f32::MIN));
                 wrong = s.add(wrong, s.sub(finite, finite));
                 highest = s.max(highest, finite);
             }
@@ -87,14 +79,8 @@ impl Task for Sums<'_> {
         for (block, sum) in self.logits.chunks(BLOCK).zip(self.sums) {
             let mut total = s.splat(0.0);
             for part in block.chunks(LANES) {
-                let mut lanes = [f32::NEG_INFINITY; LANES];
-                let part = if part.len() == LANES {
-                    part
-                } else {
-                    lanes[..part.len()].copy_from_slice(part);
-                    &lanes
-                };
-                total = s.add(total, exp(s, s.mul(s.sub(s.load_some(part), best), rate)));
+                let part = s.load_padded(part, f32::NEG_INFINITY);
+                total = s.add(total, exp(s, s.mul(s.sub(part, best), rate)));
             }
             *sum = s.sum(total);
         }
