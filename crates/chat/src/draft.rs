@@ -56,7 +56,7 @@ pub struct Drafter {
     times: [Timed; CALLS],
     /// By length of the shared end and right guesses before; see [`class`].
     guesses: [[Guesses; 5]; 2],
-    /// The shared end's length at the last draft.
+    /// The shared end's length before the next guess.
     shared: usize,
     /// How many guesses on end were right.
     run: usize,
@@ -110,7 +110,8 @@ impl Drafter {
         if self.drafts == Drafts::Measured {
             for end in prompt.len().saturating_sub(READ).max(1)..prompt.len() {
                 if let Some((shared, from)) = lookup(&prompt[..end]) {
-                    self.came(shared, prompt[from] == prompt[end]);
+                    self.shared = shared;
+                    self.came(prompt[from] == prompt[end]);
                 }
             }
         }
@@ -158,20 +159,21 @@ impl Drafter {
 
     /// After a draw that gave `drawn` first: how many of the draft's next tokens it gave, and whether it gave another instead.
     pub fn drawn(&mut self, drawn: u32, foreseen: usize, missed: bool) {
-        (0..foreseen).for_each(|i| self.came(self.shared + i, true));
+        (0..foreseen).for_each(|_| self.came(true));
         if missed {
-            self.came(self.shared + foreseen, false);
+            self.came(false);
         }
         if let Some(guess) = self.guess.take() {
-            self.came(self.shared, guess == drawn);
+            self.came(guess == drawn);
         }
         self.hit += foreseen;
     }
 
-    /// How a guess behind that shared end came out.
-    fn came(&mut self, shared: usize, right: bool) {
-        let (length, before) = class(shared, self.run);
+    /// How the next guess came out. A right one makes the shared end longer.
+    fn came(&mut self, right: bool) {
+        let (length, before) = class(self.shared, self.run);
         self.guesses[length][before].came(right);
+        self.shared += usize::from(right);
         self.run = if right { self.run + 1 } else { 0 };
     }
 

@@ -359,8 +359,8 @@ impl Engine {
             });
             exec::together(self.head_overlaps, calls)?;
             for (slice, part) in self.manifest.head.iter().zip(&call.parts) {
-                let rows = logits[done * vocab..].chunks_exact_mut(vocab).take(len);
-                host::copy_columns(part, rows, slice.range());
+                let rows = logits[done * vocab..].chunks_exact_mut(vocab);
+                host::copy_columns(part, 0..len, rows, slice.range());
             }
             done += len;
         }

@@ -132,18 +132,20 @@ pub fn to_rows(columns: &Tensor, n: usize) -> Vec<f32> {
 
 /// Appends those columns of `[1, width, T, 1]` as rows.
 pub fn extend_rows(columns: &Tensor, which: Range<usize>, rows: &mut Vec<f32>) {
-    let (width, tokens) = (columns.shape()[1], columns.shape()[2]);
-    match columns.data() {
-        Data::F32(v) => which.for_each(|t| rows.extend((0..width).map(|c| v[c * tokens + t]))),
-        Data::F16(v) => which.for_each(|t| rows.extend((0..width).map(|c| v[c * tokens + t].to_f32()))),
-        other => panic!("{} is not a working float type", other.dtype()),
-    }
+    let (width, before) = (columns.shape()[1], rows.len());
+    rows.resize(before + which.len() * width, 0.0);
+    copy_columns(columns, which, rows[before..].chunks_exact_mut(width), 0..width);
 }
 
-/// The first columns of `[1, width, T, 1]` into `rows`, each into that part of one.
-pub fn copy_columns<'r>(columns: &Tensor, rows: impl Iterator<Item = &'r mut [f32]>, part: Range<usize>) {
+/// Those columns of `[1, width, T, 1]` into `rows`, each into that part of one.
+pub fn copy_columns<'r>(
+    columns: &Tensor,
+    which: Range<usize>,
+    rows: impl Iterator<Item = &'r mut [f32]>,
+    part: Range<usize>,
+) {
     let tokens = columns.shape()[2];
-    for (t, row) in rows.enumerate() {
+    for (t, row) in which.zip(rows) {
         let row = &mut row[part.clone()];
         match columns.data() {
             Data::F32(v) if tokens == 1 => row.copy_from_slice(v),

@@ -8,7 +8,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anemone_chat::engine::Logits;
-use anemone_chat::generate::Limits;
+use anemone_chat::generate::{Feed, Limits};
 use anemone_chat::{
     Control, Drafts, Engine, Generation, Sampler, SamplingOptions, StopStrings, StreamDecoder, Tokenizer, Voice,
 };
@@ -94,7 +94,7 @@ fn an_answer_allocates_its_text_alone(
         while generation.goes_on() {
             generation.draw(&logits, session.left(), &mut drawn).unwrap();
         }
-        session.truncate(session.position() - generation.rejected());
+        session.retract(generation.rejected());
         let now = (generation.ids().len(), COUNT.load(Ordering::Relaxed));
         if warm.is_none() && now.0 >= 150 {
             warm = Some(now);

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use anemone_chat::engine::Logits;
-use anemone_chat::generate::{Finish, Limits};
+use anemone_chat::generate::{Feed, Finish, Limits};
 use anemone_chat::{Drafts, Engine, Generation, Pool, Sampler, SamplingOptions, Voice};
 use anemone_exec::{Fast, FastOptions};
 use common::*;
@@ -44,7 +44,7 @@ fn twenty_requests(bundle: &Bundle, tokens: usize) {
             while generation.goes_on() {
                 generation.draw(&logits, lease.left(), &mut drawn).unwrap();
             }
-            lease.truncate(lease.tokens().len() - generation.rejected());
+            lease.retract(generation.rejected());
         }
         assert_eq!((generation.finish(), generation.ids().len()), (Some(Finish::Length), tokens));
         // Calls of every length have been made, and keep their memory.

@@ -5,7 +5,7 @@ mod common;
 use std::collections::BTreeSet;
 
 use anemone_chat::engine::Logits;
-use anemone_chat::generate::{Finish, Limits};
+use anemone_chat::generate::{Feed, Finish, Limits};
 use anemone_chat::grammar::{Constraint, Grammar, Matcher};
 use anemone_chat::{Drafts, Engine, Generation, Sampler, SamplingOptions, Session, Voice};
 use anemone_exec::{Fast, FastOptions, Numerics, Options, Portable};
@@ -62,7 +62,7 @@ fn answer(engine: &Engine, voice: &Voice, prompt: &[u32], ask: &Ask, drafts: Dra
                 break;
             }
         }
-        session.truncate(session.position() - generation.rejected());
+        session.retract(generation.rejected());
     }
     let finish = generation.finish().unwrap();
     text.push_str(&generation.end(finish));

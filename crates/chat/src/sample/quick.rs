@@ -11,7 +11,7 @@ use std::ops::RangeInclusive;
 use anemone_exec::fast::{BLOCK, Weigher};
 
 use super::row::{at_least, likeliest};
-use super::simple::{pick, weight};
+use super::simple::{pick, weight, weight_of};
 use super::{Key, SamplingOptions};
 
 /// How a row is weighed.
@@ -45,7 +45,6 @@ const RUNGS: [usize; 5] = [64, 512, 4096, 32768, usize::MAX];
 /// Memory that draws find again.
 #[derive(Clone, Debug, Default)]
 pub struct Room {
-    weigher: Weigher,
     ids: Vec<u32>,
     floors: Vec<f32>,
     /// Weights of blocks as the vectors give them,
@@ -63,9 +62,9 @@ impl Room {
     }
 
     /// Weighs the ids, in their order.
-    fn keep(&mut self, weight: impl Fn(u32) -> (u32, f64)) {
+    fn keep(&mut self, logits: &[f32], best: u32, temperature: f32) {
         self.kept.clear();
-        self.kept.extend(self.ids.iter().map(|&id| weight(id)));
+        self.kept.extend(self.ids.iter().map(|&id| (id, weight(logits, best, temperature, id))));
     }
 
     /// What [`simple::draw`](super::simple::draw) gives, or `None` where that has to be asked. `peaks` are those of
@@ -81,27 +80,26 @@ impl Room {
         if !TEMPERATURES.contains(&options.temperature) {
             return None;
         }
-        let weight = |id: u32| (id, weight(logits, best, options.temperature, id));
         let (p, min_p) = (f64::from(options.top_p), f64::from(options.min_p));
         if options.top_k > 0 {
             self.likeliest(logits, peaks, options.top_k);
-            self.keep(weight);
+            self.keep(logits, best, options.temperature);
             if p < 1.0 {
-                let enough = p * self.kept.iter().map(|(_, w)| w).sum::<f64>();
+                let enough = p * sum(&self.kept);
                 sort(&mut self.kept);
-                let mut sum = 0.0;
-                let reaches = |(_, w): &(u32, f64)| {
-                    sum += w;
-                    sum >= enough
+                let mut so_far = 0.0;
+                let last = |(_, w): &(u32, f64)| {
+                    so_far += w;
+                    so_far >= enough
                 };
-                let end = self.kept.iter().position(reaches).map_or(self.kept.len(), |at| at + 1);
+                let end = self.kept.iter().position(last).map_or(self.kept.len(), |at| at + 1);
                 self.kept.truncate(end);
             }
         } else if p < 1.0 {
             self.nucleus(logits, peaks, best, options)?;
             self.kept.retain(|&(_, w)| w >= min_p);
-            let sum = sum(&self.kept);
-            return match reaches(&mut self.kept, random * sum, sum * Precision::Double.margin()) {
+            let total = sum(&self.kept);
+            return match reaches(&mut self.kept, random * total, total * Precision::Double.margin()) {
                 Reached::At(at) => Some(self.kept[at].0),
                 Reached::Never | Reached::Near => None,
             };
@@ -111,7 +109,7 @@ impl Room {
             let floor = top + reach - 1e-9 * (top.abs() + reach.abs());
             self.ids.clear();
             at_least(logits, peaks, floor, &mut self.ids);
-            self.keep(weight);
+            self.keep(logits, best, options.temperature);
         } else {
             return [Precision::Single, Precision::Double]
                 .into_iter()
@@ -126,7 +124,7 @@ impl Room {
         self.sums.clear();
         match precision {
             Precision::Single => {
-                self.weigher.sums(logits, best, 1.0 / options.temperature, &mut self.singles);
+                Weigher::default().sums(logits, best, 1.0 / options.temperature, &mut self.singles);
                 self.sums.extend(self.singles.iter().map(|&sum| f64::from(sum)));
             }
             Precision::Double => {
@@ -146,26 +144,22 @@ impl Room {
             let floor = self.floor(logits, peaks, count);
             self.ids.clear();
             at_least(logits, peaks, floor.into(), &mut self.ids);
-            self.keep(|id| (id, weight(logits, best, options.temperature, id)));
-            loop {
-                match reaches(&mut self.kept, share * total, total * precision.margin()) {
-                    Reached::At(end) => {
-                        // Others below the floor may weigh as much as the last one, and come before it.
-                        let below =
-                            (f64::from(floor) - f64::from(logits[best as usize])) / f64::from(options.temperature);
-                        if self.kept.len() < logits.len() && self.kept[end].1 <= libm::exp(below) {
-                            break;
-                        }
-                        self.kept.truncate(end + 1);
-                        return Some(());
-                    }
-                    Reached::Never => break,
-                    Reached::Near if matches!(precision, Precision::Double) => return None,
-                    Reached::Near => {
-                        precision = Precision::Double;
-                        total = self.total(logits, best, options, precision);
-                    }
+            self.keep(logits, best, options.temperature);
+            let mut reached = reaches(&mut self.kept, share * total, total * precision.margin());
+            if let (Reached::Near, Precision::Single) = (&reached, precision) {
+                precision = Precision::Double;
+                total = self.total(logits, best, options, precision);
+                reached = reaches(&mut self.kept, share * total, total * precision.margin());
+            }
+            // Others below the floor may weigh as much as the last one, and come before it.
+            let below = weight_of(floor, logits[best as usize], options.temperature);
+            match reached {
+                Reached::At(end) if self.kept.len() == logits.len() || self.kept[end].1 > below => {
+                    self.kept.truncate(end + 1);
+                    return Some(());
                 }
+                Reached::At(_) | Reached::Never => {}
+                Reached::Near => return None,
             }
         }
         None

@@ -25,7 +25,12 @@ pub fn draw(logits: &[f32], best: u32, options: &SamplingOptions, random: f64) -
 
 /// Of a token, relative to the likeliest one, whose weight is therefore 1.
 pub fn weight(logits: &[f32], best: u32, temperature: f32, id: u32) -> f64 {
-    libm::exp((f64::from(logits[id as usize]) - f64::from(logits[best as usize])) / f64::from(temperature))
+    weight_of(logits[id as usize], logits[best as usize], temperature)
+}
+
+/// Of a logit, relative to the highest one.
+pub fn weight_of(logit: f32, highest: f32, temperature: f32) -> f64 {
+    libm::exp((f64::from(logit) - f64::from(highest)) / f64::from(temperature))
 }
 
 /// The one of `kept` that `random` falls on, when those below `min_p` are gone.
