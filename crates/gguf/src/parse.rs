@@ -19,6 +19,8 @@ const MAX_DIMS: u32 = 4;
 const MAX_NESTING: usize = 4;
 /// Where `general.alignment` is absent.
 const DEFAULT_ALIGNMENT: u64 = 32;
+/// The largest page that anything maps. A short file may claim more, and a copy of it would be as large as it claims.
+const MAX_ALIGNMENT: u64 = 2 << 20;
 
 /// The directory of one file.
 pub(crate) struct Directory {
@@ -88,13 +90,15 @@ fn header(cursor: &mut Cursor<'_>) -> Result<u32, Error> {
     }
 }
 
-fn alignment(metadata: &Metadata) -> Result<u64, Error> {
+/// The alignment of tensor data in bytes, by its key.
+pub(crate) fn alignment(metadata: &Metadata) -> Result<u64, Error> {
     let key = "general.alignment";
     let alignment = crate::optional(metadata.u64(key))?.unwrap_or(DEFAULT_ALIGNMENT);
-    if alignment.is_power_of_two() {
+    if alignment.is_power_of_two() && alignment <= MAX_ALIGNMENT {
         Ok(alignment)
     } else {
-        Err(Error::KeyType { key: key.to_owned(), expected: "a power of two", found: alignment.to_string() })
+        let expected = "a power of two of at most 2 MiB";
+        Err(Error::KeyType { key: key.to_owned(), expected, found: alignment.to_string() })
     }
 }
 

@@ -9,7 +9,8 @@ use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
 
-use crate::{Array, BlockType, Error, Gguf, Metadata, Value, optional};
+use crate::parse::alignment;
+use crate::{Array, BlockType, Error, Gguf, Metadata, Value};
 
 /// Writes one tensor's blocks to the stream it is given.
 type Data<'a> = Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'a>;
@@ -124,10 +125,7 @@ impl<'a> Writer<'a> {
     /// # Errors
     /// As [`write_to`](Self::write_to).
     pub fn write(&self, out: &mut dyn Write) -> Result<(), Error> {
-        let alignment = optional(self.metadata.u64("general.alignment"))?.unwrap_or(32);
-        if !alignment.is_power_of_two() {
-            return Err(unwritable("key `general.alignment`", format!("{alignment} is not a power of two")));
-        }
+        let alignment = alignment(&self.metadata).map_err(|e| unwritable("its keys", e.to_string()))?;
         let sizes = self.tensors.iter().map(size).collect::<Result<Vec<_>, _>>()?;
         let names: BTreeSet<_> = self.tensors.iter().map(|tensor| &tensor.name).collect();
         if names.len() != self.tensors.len() {

@@ -133,7 +133,7 @@ fn the_writer_refuses_what_the_reader_would() {
         message(&|w| {
             w.key("general.alignment", 12u32);
         })
-        .contains("not a power of two")
+        .contains("is 12, expected a power of two")
     );
 }
 
