@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anemone_bundle::{Contract, Manifest, layout, manifest};
-use anemone_exec::{self as exec, Call, Dtype, Model, Runtime, Signature, State, Tensor};
+use anemone_exec::{self as exec, Call, Dtype, Model, Port, Runtime, Signature, State, Tensor};
 use memmap2::Mmap;
 
 use crate::draft::Drafts;
@@ -71,9 +71,9 @@ pub struct Shard {
 }
 
 impl Shard {
-    /// Finds the functions of a model that takes what the shards of a bundle take.
-    fn of(model: Box<dyn Model>, manifest: &Manifest) -> Result<Self, String> {
-        let functions = manifest.tokens.iter().map(|&t| function(model.as_ref(), t, &manifest.contract));
+    /// Finds the functions of a model that takes what the shards of a bundle take, and gives `[1, width, T, 1]`.
+    fn of(model: Box<dyn Model>, manifest: &Manifest, width: usize) -> Result<Self, String> {
+        let functions = manifest.tokens.iter().map(|&t| function(model.as_ref(), t, &manifest.contract, width));
         let functions = functions.collect::<Result<_, _>>()?;
         Ok(Self { model, functions })
     }
@@ -131,11 +131,30 @@ struct Function {
     inputs: Vec<String>,
 }
 
+/// How many tokens a call of shards takes that are called with the same ones.
+#[derive(Clone, Copy)]
+struct Tokens {
+    /// As the manifest says.
+    declared: usize,
+    /// At most, where the runtime does not mind the number.
+    most: Option<usize>,
+}
+
+impl Tokens {
+    /// Of each function of these shards.
+    fn of(shards: &[Shard], manifest: &Manifest) -> Vec<Self> {
+        let most = |f: usize| shards.iter().map(|s| s.model.most_tokens(s.functions[f].index)).min().flatten();
+        manifest.tokens.iter().enumerate().map(|(f, &declared)| Self { declared, most: most(f) }).collect()
+    }
+}
+
 /// A loaded bundle. Shared by its sessions.
 pub struct Engine {
     manifest: Manifest,
     layers: Vec<Shard>,
+    layer_tokens: Vec<Tokens>,
     head: Vec<Shard>,
+    head_tokens: Vec<Tokens>,
     /// Whether the head's slices are submitted together.
     head_overlaps: bool,
     embedding: Mmap,
@@ -149,16 +168,16 @@ impl Engine {
     /// Loads every package of the bundle in `folder` on `runtime`. Hashes are not verified here: that is a gate's work.
     pub fn open(folder: &Path, runtime: &dyn Runtime) -> Result<Self, Error> {
         let manifest = Manifest::open(folder)?;
-        let load = |shard: &manifest::Shard, role: String| {
+        let load = |shard: &manifest::Shard, role: String, width: usize| {
             let path = folder.join(&shard.path);
             let model = runtime.load(&path)?;
             check(&manifest, model.as_ref(), &role).map_err(|reason| Error::Shard { path: path.clone(), reason })?;
-            Shard::of(model, &manifest).map_err(|reason| Error::Shard { path, reason })
+            Shard::of(model, &manifest, width).map_err(|reason| Error::Shard { path, reason })
         };
-        let layers: Vec<Shard> =
-            manifest.layers.iter().map(|s| load(s, layout::layers_role(&s.range()))).collect::<Result<_, _>>()?;
-        let head: Vec<Shard> =
-            manifest.head.iter().map(|s| load(s, layout::head_role(&s.range()))).collect::<Result<_, _>>()?;
+        let layers = |s| load(s, layout::layers_role(&s.range()), manifest.contract.width);
+        let layers: Vec<Shard> = manifest.layers.iter().map(layers).collect::<Result<_, _>>()?;
+        let head = |s| load(s, layout::head_role(&s.range()), s.range().len());
+        let head: Vec<Shard> = manifest.head.iter().map(head).collect::<Result<_, _>>()?;
         let path = folder.join(layout::EMBEDDING);
         let embedding = map(&path).map_err(|source| Error::Read { path: path.clone(), source })?;
         let expected = 2 * manifest.contract.vocab as u64 * manifest.contract.width as u64;
@@ -170,8 +189,18 @@ impl Engine {
         let float = layers[0].model.float();
         let frequencies = manifest.contract.inverse_frequencies();
         let head_overlaps = head.iter().all(|slice| slice.model.overlaps());
-        let drafts = Drafts::Never;
-        let mut engine = Self { manifest, layers, head, head_overlaps, embedding, frequencies, float, drafts };
+        let mut engine = Self {
+            layer_tokens: Tokens::of(&layers, &manifest),
+            head_tokens: Tokens::of(&head, &manifest),
+            manifest,
+            layers,
+            head,
+            head_overlaps,
+            embedding,
+            frequencies,
+            float,
+            drafts: Drafts::Never,
+        };
         if engine.takes_any_number() {
             engine.drafts = Drafts::Measured;
         }
@@ -182,8 +211,8 @@ impl Engine {
     /// Drafts gain time there alone, and there alone are they made where nobody says otherwise: of a runtime that is not ours it
     /// is not known that a token's logits are the same bits through both functions, which is what drafts rest on.
     pub fn takes_any_number(&self) -> bool {
-        let any = |s: &Shard| s.functions.last().is_some_and(|f| s.model.most_tokens(f.index).is_some());
-        self.manifest.tokens.len() > 1 && self.layers.iter().chain(&self.head).all(any)
+        let several = [&self.layer_tokens, &self.head_tokens].map(|functions| functions.get(1..).and_then(<[_]>::last));
+        several.into_iter().all(|tokens| tokens.is_some_and(|tokens| tokens.most.is_some()))
     }
 
     /// The same engine with drafts made so; without a function of several tokens there are none.
@@ -214,7 +243,7 @@ impl Engine {
 
     /// How many of `left` tokens one call of the layer shards takes.
     pub fn call_tokens(&self, left: usize) -> usize {
-        self.block(&self.layers, left).1.min(left)
+        block(&self.layer_tokens, left).1.min(left)
     }
 
     /// Bytes of one session's caches: keys and values of every layer and position, at the four bytes an element that the
@@ -275,7 +304,8 @@ impl Engine {
 
     /// Layers that were cut out of the package at `path`, as a shard of their own.
     pub fn part(&self, path: &Path, model: Box<dyn Model>) -> Result<Shard, Error> {
-        Shard::of(model, &self.manifest).map_err(|reason| Error::Shard { path: path.to_owned(), reason })
+        Shard::of(model, &self.manifest, self.contract().width)
+            .map_err(|reason| Error::Shard { path: path.to_owned(), reason })
     }
 
     /// A fresh state of layer shard `shard` alone.
@@ -323,57 +353,64 @@ impl Engine {
         Ok(logits)
     }
 
-    /// As [`logits`](Self::logits), in memory that is there.
+    /// As [`logits`](Self::logits), in memory that is there. Returns how long the slices took.
     fn head(
         &self,
         rows: &[f32],
         states: &mut [State],
         calls: &mut Vec<HeadCall>,
         logits: &mut Vec<f32>,
-    ) -> Result<(), Error> {
+    ) -> Result<Duration, Error> {
         let (width, vocab) = (self.contract().width, self.contract().vocab);
         let n = rows.len() / width;
         // Every one is overwritten.
         logits.resize(n * vocab, 0.0);
-        let mut done = 0;
+        let (mut done, mut took) = (0, Duration::ZERO);
         while done < n {
-            let (function, tokens) = self.block(&self.head, n - done);
+            let (function, tokens) = block(&self.head_tokens, n - done);
             let len = tokens.min(n - done);
             let call = kept(
                 calls,
                 |call| call.x.shape()[2] == tokens,
                 || {
                     let part = |slice: &manifest::Shard| host::blank(slice.range().len(), tokens, self.float);
-                    HeadCall {
-                        x: host::blank(width, tokens, self.float),
-                        parts: self.manifest.head.iter().map(part).collect(),
-                    }
+                    let parts = self.manifest.head.iter().filter(|_| self.head_overlaps).map(part).collect();
+                    HeadCall { x: host::blank(width, tokens, self.float), parts }
                 },
             );
             host::set_columns(&mut call.x, &rows[done * width..(done + len) * width]);
             let inputs = [&call.x];
-            let slices = self.head.iter().zip(states.iter_mut()).zip(&mut call.parts);
-            let calls = slices.map(|((shard, state), output)| {
-                let model = shard.model.as_ref();
-                Call { model, function: shard.functions[function].index, inputs: &inputs, state, output }
-            });
-            exec::together(self.head_overlaps, calls)?;
-            for (slice, part) in self.manifest.head.iter().zip(&call.parts) {
-                let rows = logits[done * vocab..].chunks_exact_mut(vocab);
-                host::copy_columns(part, 0..len, rows, slice.range());
+            let slices = self.head.iter().zip(states.iter_mut());
+            let rows = &mut logits[done * vocab..(done + len) * vocab];
+            let starts = self.manifest.head.iter().map(|slice| slice.range().start);
+            let start = Instant::now();
+            if self.head_overlaps {
+                let calls = slices.zip(&mut call.parts).map(|((shard, state), output)| {
+                    let model = shard.model.as_ref();
+                    Call { model, function: shard.functions[function].index, inputs: &inputs, state, output }
+                });
+                exec::together(calls)?;
+                took += start.elapsed();
+                starts.zip(&call.parts).for_each(|(from, part)| part.to_rows(&mut rows[from..], vocab));
+            } else {
+                for ((shard, state), from) in slices.zip(starts) {
+                    let function = shard.functions[function].index;
+                    shard.model.run_rows(function, &inputs, state, &mut rows[from..], vocab)?;
+                }
+                took += start.elapsed();
             }
             done += len;
         }
-        Ok(())
+        Ok(took)
     }
+}
 
-    /// Which function of these shards takes `left` tokens best, and how many it takes. One token alone goes through `main`;
-    /// a runtime that does not mind the number is given no padding.
-    fn block(&self, shards: &[Shard], left: usize) -> (usize, usize) {
-        let function = if left > 1 { self.manifest.tokens.len() - 1 } else { 0 };
-        let most = shards.iter().map(|shard| shard.model.most_tokens(shard.functions[function].index)).min().flatten();
-        (function, most.map_or(self.manifest.tokens[function], |most| left.min(most)))
-    }
+/// Which function takes `left` tokens best, and how many it takes. One token alone goes through `main`; a runtime that does not
+/// mind the number is given no padding.
+fn block(functions: &[Tokens], left: usize) -> (usize, usize) {
+    let function = if left > 1 { functions.len() - 1 } else { 0 };
+    let Tokens { declared, most } = functions[function];
+    (function, most.map_or(declared, |most| left.min(most)))
 }
 
 /// One conversation: the shards' caches and how far they are filled.
@@ -413,6 +450,7 @@ struct LayerCall {
 /// The same of the head slices.
 struct HeadCall {
     x: Tensor,
+    /// What slices give that are called at once; of others, each writes its part of the logits itself.
     parts: Vec<Tensor>,
 }
 
@@ -512,18 +550,16 @@ impl<'e> Session<'e> {
         };
         self.rows.clear();
         while !rest.is_empty() {
-            let (function, tokens) = self.engine.block(&self.engine.layers, rest.len());
+            let (function, tokens) = block(&self.engine.layer_tokens, rest.len());
             let (block, later) = rest.split_at(tokens.min(rest.len()));
             let wanted = first.saturating_sub(ids.len() - rest.len()).min(block.len())..block.len();
             layers += self.step(block, function, tokens, wanted)?;
             rest = later;
         }
-        let before = Instant::now();
-        self.engine.head(&self.rows, &mut self.head_states, &mut self.head_calls, logits)?;
-        let end = Instant::now();
+        let head = self.engine.head(&self.rows, &mut self.head_states, &mut self.head_calls, logits)?;
         self.stages.layers += layers;
-        self.stages.head += end - before;
-        self.stages.host += before - start - layers;
+        self.stages.head += head;
+        self.stages.host += start.elapsed() - layers - head;
         Ok(())
     }
 
@@ -594,8 +630,8 @@ fn check(manifest: &Manifest, model: &dyn Model, role: &str) -> Result<(), Strin
     }
 }
 
-/// Finds the function of `tokens` tokens and holds its ports to the frozen interface.
-fn function(model: &dyn Model, tokens: usize, contract: &Contract) -> Result<Function, String> {
+/// Finds the function of `tokens` tokens and holds its ports to the frozen interface; `width` is that of its output.
+fn function(model: &dyn Model, tokens: usize, contract: &Contract, width: usize) -> Result<Function, String> {
     let name = if tokens == 1 { "main" } else { "prefill" };
     let (index, signature) = find(model, name)?;
     let (s, half) = (contract.context, contract.rope.dim / 2);
@@ -609,14 +645,24 @@ fn function(model: &dyn Model, tokens: usize, contract: &Contract) -> Result<Fun
                 return Err(format!("function `{name}` has an input `{other}` that the shard interface does not know"));
             }
         };
-        if port.shape.iter().copied().collect::<Option<Vec<_>>>().as_ref() != Some(&expected) {
-            return Err(format!("function `{name}`: input `{}` is {:?}, expected {expected:?}", port.name, port.shape));
-        }
+        fits("input", name, port, &expected)?;
     }
-    if signature.outputs.len() != 1 {
-        return Err(format!("function `{name}` has {} outputs, expected 1", signature.outputs.len()));
+    match &signature.outputs[..] {
+        [output] => fits("output", name, output, &[1, width, tokens, 1])?,
+        outputs => return Err(format!("function `{name}` has {} outputs, expected 1", outputs.len())),
     }
     Ok(Function { index, inputs: signature.inputs.iter().map(|p| p.name.clone()).collect() })
+}
+
+fn fits(what: &str, function: &str, port: &Port, expected: &[usize]) -> Result<(), String> {
+    let (name, dtype, shape) = (&port.name, port.dtype, &port.shape);
+    if !shape.iter().copied().eq(expected.iter().copied().map(Some)) {
+        return Err(format!("function `{function}`: {what} `{name}` is {shape:?}, expected {expected:?}"));
+    }
+    if !matches!(dtype, Dtype::F16 | Dtype::F32) {
+        return Err(format!("function `{function}`: {what} `{name}` is {dtype}, expected fp16"));
+    }
+    Ok(())
 }
 
 fn find<'m>(model: &'m dyn Model, name: &str) -> Result<(usize, &'m Signature), String> {

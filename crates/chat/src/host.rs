@@ -52,10 +52,12 @@ impl HostInputs {
         let (s, half, tokens) = (contract.context, contract.rope.dim / 2, self.rope_cos.shape()[0]);
         assert!(len > 0 && len <= tokens && position + len <= s, "block of {len}/{tokens} at {position} of {s}");
         // In f64: an f32 angle at position 2000 is off by more than an fp16 cosine resolves.
-        let angle = |t: usize, i: usize| (position + t.min(len - 1)) as f64 * frequencies[i];
         for (tensor, f) in [(&mut self.rope_cos, f64::cos as fn(f64) -> f64), (&mut self.rope_sin, f64::sin)] {
             write(tensor, |table| {
-                table.iter_mut().enumerate().for_each(|(k, v)| *v = f(angle(k / half, k % half)) as f32);
+                for (t, row) in table.chunks_exact_mut(half).enumerate() {
+                    let at = (position + t.min(len - 1)) as f64;
+                    row.iter_mut().zip(frequencies).for_each(|(v, frequency)| *v = f(at * frequency) as f32);
+                }
             });
         }
         write(&mut self.attn_mask, |mask| {
@@ -134,26 +136,7 @@ pub fn to_rows(columns: &Tensor, n: usize) -> Vec<f32> {
 pub fn extend_rows(columns: &Tensor, which: Range<usize>, rows: &mut Vec<f32>) {
     let (width, before) = (columns.shape()[1], rows.len());
     rows.resize(before + which.len() * width, 0.0);
-    copy_columns(columns, which, rows[before..].chunks_exact_mut(width), 0..width);
-}
-
-/// Those columns of `[1, width, T, 1]` into `rows`, each into that part of one.
-pub fn copy_columns<'r>(
-    columns: &Tensor,
-    which: Range<usize>,
-    rows: impl Iterator<Item = &'r mut [f32]>,
-    part: Range<usize>,
-) {
-    let tokens = columns.shape()[2];
-    for (t, row) in which.zip(rows) {
-        let row = &mut row[part.clone()];
-        match columns.data() {
-            Data::F32(v) if tokens == 1 => row.copy_from_slice(v),
-            Data::F32(v) => row.iter_mut().zip(v.iter().skip(t).step_by(tokens)).for_each(|(out, v)| *out = *v),
-            Data::F16(v) => row.iter_mut().zip(v.iter().skip(t).step_by(tokens)).for_each(|(out, v)| *out = v.to_f32()),
-            other => panic!("{} is not a working float type", other.dtype()),
-        }
-    }
+    which.zip(rows[before..].chunks_exact_mut(width)).for_each(|(t, row)| columns.column(t, row));
 }
 
 /// Rows of the embedding table, scaled: `[ids, width]`.

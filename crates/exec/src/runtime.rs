@@ -65,6 +65,23 @@ pub trait Model: Send + Sync {
         Ok(())
     }
 
+    /// As [`run`](Self::run), of a function with one output `[1, width, T, 1]`, whose tokens become rows: element c of token t goes
+    /// to `rows[t * stride + c]`, widened to f32. Tokens for which there is no row are dropped.
+    ///
+    /// # Panics
+    /// If the output is of another form, or `rows` ends within a row.
+    fn run_rows(
+        &self,
+        function: usize,
+        inputs: &[&Tensor],
+        state: &mut State,
+        rows: &mut [f32],
+        stride: usize,
+    ) -> Result<(), Error> {
+        self.run(function, inputs, state)?[0].to_rows(rows, stride);
+        Ok(())
+    }
+
     /// Whether calls of several models end sooner when they are made at once than one after another. Not where one call keeps
     /// every core busy.
     fn overlaps(&self) -> bool {

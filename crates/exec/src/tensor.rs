@@ -114,6 +114,29 @@ impl Tensor {
         self.data.dtype()
     }
 
+    /// `[1, width, T, 1]` to rows that begin `stride` apart, as many as there are.
+    ///
+    /// # Panics
+    /// As [`column`](Self::column).
+    pub fn to_rows(&self, rows: &mut [f32], stride: usize) {
+        rows.chunks_mut(stride).enumerate().for_each(|(t, row)| self.column(t, &mut row[..self.shape[1]]));
+    }
+
+    /// Column `t` of `[1, width, T, 1]`, the elements of one token, widened to f32.
+    ///
+    /// # Panics
+    /// If the elements are not of a working float type, or `row` is not as long as there are.
+    pub fn column(&self, t: usize, row: &mut [f32]) {
+        let tokens = self.shape[2];
+        assert_eq!(row.len() * tokens, self.data.len(), "a row of {} from shape {:?}", row.len(), self.shape);
+        match &self.data {
+            Data::F32(v) if tokens == 1 => row.copy_from_slice(v),
+            Data::F32(v) => row.iter_mut().zip(v[t..].iter().step_by(tokens)).for_each(|(out, v)| *out = *v),
+            Data::F16(v) => row.iter_mut().zip(v[t..].iter().step_by(tokens)).for_each(|(out, v)| *out = v.to_f32()),
+            other => panic!("{} is not a working float type", other.dtype()),
+        }
+    }
+
     /// The elements widened to f32; integers and bools by value.
     pub fn to_f32(&self) -> Vec<f32> {
         match &self.data {

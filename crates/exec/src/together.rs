@@ -1,8 +1,7 @@
 //! Calls of several models that do not wait for each other: the slices of a head, which all read the same rows.
 //!
-//! A runtime that keeps every core busy with one call gains nothing by two at once, so its calls are made in order. One that
-//! hands calls to an engine elsewhere leaves that engine idle between them; there they are submitted together
-//! ([`Model::overlaps`]). Results are the same either way: no call reads what another one writes.
+//! A runtime that hands calls to an engine elsewhere leaves that engine idle between them, so there they are submitted together
+//! ([`Model::overlaps`]). The results are those of calls in order: no call reads what another one writes.
 
 use std::panic::resume_unwind;
 use std::slice;
@@ -34,14 +33,11 @@ impl Call<'_> {
 /// Calls under way at once, at most: a bundle's manifest says how many slices there are, and each takes a thread.
 const AT_ONCE: usize = 16;
 
-/// Makes every call, in order or, where they overlap, at once. None is under way any more when it returns.
+/// Makes the calls at once. None is under way any more when it returns.
 ///
 /// # Errors
 /// Of the calls that failed, that of the first in the order given. Calls after it may not have been made.
-pub fn together<'a>(overlap: bool, mut calls: impl Iterator<Item = Call<'a>>) -> Result<(), Error> {
-    if !overlap {
-        return calls.try_for_each(Call::make);
-    }
+pub fn together<'a>(mut calls: impl Iterator<Item = Call<'a>>) -> Result<(), Error> {
     while let Some(first) = calls.next() {
         let others: Vec<_> = calls.by_ref().take(AT_ONCE - 1).collect();
         thread::scope(|scope| {

@@ -48,7 +48,7 @@ use attention::{Answer, Attention, Layer, Masked, Masks, Write};
 use cache::{Cache, RawCache};
 use graph::Graph;
 use linear::{Activations, Output, Product, Weights};
-use plan::{CacheSpec, Part, Plan, Step};
+use plan::{CacheSpec, Crossing, Part, Plan, Step};
 use rows::{Arena, Prepared, Row, RowSource};
 pub use select::LABELS;
 use select::Selector;
@@ -273,16 +273,15 @@ impl FastModel {
         Ok(tokens.unwrap_or(plan.tokens))
     }
 
-    /// One call of a planned function, its inputs checked.
-    fn call(
+    /// One call of a planned function, its inputs checked: the memory in which the results are.
+    fn call<'s>(
         &self,
         function: usize,
         plan: &Plan,
         tokens: usize,
         inputs: &[&Tensor],
-        state: &mut State,
-        outputs: &mut [Tensor],
-    ) -> Result<(), Error> {
+        state: &'s mut State,
+    ) -> Result<&'s [f32], Error> {
         let state = state
             .downcast::<FastState>()
             .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
@@ -348,11 +347,7 @@ impl FastModel {
         if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             return Err(error);
         }
-        for (crossing, output) in plan.outputs.iter().zip(outputs) {
-            let Data::F32(to) = output.data_mut() else { continue };
-            crossing.leave(&state.arena[crossing.view.place * tokens..], to);
-        }
-        Ok(())
+        Ok(&state.arena)
     }
 }
 
@@ -420,7 +415,7 @@ impl Model for FastModel {
         };
         let mut outputs: Vec<Tensor> = plan.outputs.iter().map(blank).collect();
         copy.before_call(&self.team);
-        self.call(function, plan, tokens, inputs, state, &mut outputs)?;
+        plan.leave(self.call(function, plan, tokens, inputs, state)?, tokens, &mut outputs);
         Ok(outputs)
     }
 
@@ -444,7 +439,36 @@ impl Model for FastModel {
             return Err(self.signatures[function].refuse("outputs", "outputs of the call's shapes", "others"));
         }
         copy.before_call(&self.team);
-        self.call(function, plan, tokens, inputs, state, outputs)
+        plan.leave(self.call(function, plan, tokens, inputs, state)?, tokens, outputs);
+        Ok(())
+    }
+
+    fn run_rows(
+        &self,
+        function: usize,
+        inputs: &[&Tensor],
+        state: &mut State,
+        rows: &mut [f32],
+        stride: usize,
+    ) -> Result<(), Error> {
+        let (plans, copy) = match &self.form {
+            Form::Whole { model, .. } => return model.run_rows(function, inputs, state, rows, stride),
+            Form::Planned { plans, copy } => (plans, copy),
+        };
+        let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
+        let tokens = self.tokens(function, plan, inputs)?;
+        let Crossing { view, axis, .. } = &plan.outputs[0];
+        if tokens > 1 && *axis != Some(2) {
+            self.run(function, inputs, state)?[0].to_rows(rows, stride);
+            return Ok(());
+        }
+        copy.before_call(&self.team);
+        let arena = self.call(function, plan, tokens, inputs, state)?;
+        // Rows are what it has.
+        for (row, from) in rows.chunks_mut(stride).zip(arena[view.place * tokens..].chunks(view.width)) {
+            row[..view.width].copy_from_slice(from);
+        }
+        Ok(())
     }
 }
 

@@ -18,6 +18,7 @@ use super::rows::{RowSource, View};
 use super::select::{Refusal, Selection};
 use super::simd::LANES;
 use crate::portable::Options;
+use crate::tensor::{Data, Tensor};
 
 /// One projection.
 #[derive(Clone, Debug)]
@@ -158,6 +159,14 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Takes the results out of the arena.
+    pub fn leave(&self, arena: &[f32], tokens: usize, outputs: &mut [Tensor]) {
+        for (crossing, output) in self.outputs.iter().zip(outputs) {
+            let Data::F32(to) = output.data_mut() else { continue };
+            crossing.leave(&arena[crossing.view.place * tokens..], to);
+        }
+    }
+
     /// Orders and places what was selected. The `options` are those of ops that run one by one.
     pub fn new(graph: &Graph<'_>, selection: Selection, options: &Options) -> Result<Self, Refusal> {
         let function = graph.function();

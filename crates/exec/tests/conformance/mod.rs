@@ -21,6 +21,7 @@ pub fn all(load: Load<'_>) {
     flexible_shapes_are_those_of_the_description(load);
     a_call_that_fails_loses_its_state_and_no_other(load);
     results_are_not_changed_by_later_calls(load);
+    rows_are_the_columns_of_the_result(load);
 }
 
 /// A valid program of these functions, the first the default.
@@ -134,6 +135,47 @@ fn a_slice_update_of_a_state_leaves_other_rows_alone(load: Load<'_>) {
     };
     assert_eq!(put(1, 5.0), [0.0, 0.0, 5.0, -5.0, 0.0, 0.0]);
     assert_eq!(put(0, 7.0), [7.0, -7.0, 5.0, -5.0, 0.0, 0.0]);
+}
+
+/// Of a projection, of what is done element by element, and of an order of elements that is not the tokens'.
+fn rows_are_the_columns_of_the_result(load: Load<'_>) {
+    const TOKENS: usize = 3;
+    for (name, width) in [("projection", 24), ("sum", 8), ("turn", 8)] {
+        for tokens in [1, TOKENS] {
+            let model = load(&program(vec![function("main", |b| {
+                let x = b.input("x", f16(&[1, 8, tokens, 1])).unwrap();
+                let weight: Vec<f32> = (0..24 * 8).map(|i| (i % 5) as f32 - 2.0).collect();
+                let weight = Literal::f16s(&[24, 8, 1, 1], &weight);
+                let all = b.op("conv", "all", &[("x", x.into()), ("weight", weight.into())]).unwrap();
+                let y = match name {
+                    "projection" => all,
+                    "sum" => b.op("add", "y", &[("x", x.into()), ("y", x.into())]).unwrap(),
+                    _ => {
+                        let shape = Literal::i32s(&[1, 8, tokens as i32, 1]);
+                        let flat = Literal::i32s(&[1, tokens as i32, 8, 1]);
+                        let x = b.op("reshape", "flat", &[("x", x.into()), ("shape", flat.into())]).unwrap();
+                        let x = b.op("add", "twice", &[("x", x.into()), ("y", x.into())]).unwrap();
+                        b.op("reshape", "y", &[("x", x.into()), ("shape", shape.into())]).unwrap()
+                    }
+                };
+                vec![(if name == "projection" { "all" } else { "y" }, y)]
+            })]));
+            let x: Vec<f32> = (0..8 * tokens).map(|i| (i % 7) as f32 - 3.0).collect();
+            let x = Tensor::from_f32(&[1, 8, tokens, 1], x, model.float());
+            let columns = model.run(0, &[&x], &mut model.new_state().unwrap()).unwrap()[0].to_f32();
+            // In the middle of longer rows, and of the first tokens alone.
+            let stride = width + 5;
+            for wanted in 1..=tokens {
+                let mut rows = vec![9.0; 2 + wanted * stride];
+                model.run_rows(0, &[&x], &mut model.new_state().unwrap(), &mut rows[2..], stride).unwrap();
+                for (i, &found) in rows.iter().enumerate() {
+                    let at = (i.wrapping_sub(2) / stride, i.wrapping_sub(2) % stride);
+                    let expected = if i >= 2 && at.1 < width { columns[at.1 * tokens + at.0] } else { 9.0 };
+                    assert_eq!(found, expected, "{name} of {tokens}, {wanted} rows, element {i}");
+                }
+            }
+        }
+    }
 }
 
 fn a_state_of_another_model_is_refused(load: Load<'_>) {
