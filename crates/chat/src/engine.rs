@@ -308,24 +308,6 @@ impl Engine {
             .map_err(|reason| Error::Shard { path: path.to_owned(), reason })
     }
 
-    /// A fresh state of layer shard `shard` alone.
-    pub fn shard_state(&self, shard: usize) -> Result<State, Error> {
-        self.layers[shard].new_state()
-    }
-
-    /// As [`run`](Self::run), of layer shard number `shard`.
-    pub fn run_shard(
-        &self,
-        shard: usize,
-        function: usize,
-        rows: &[f32],
-        position: usize,
-        state: &mut State,
-        watch: Option<&mut Watch<'_>>,
-    ) -> Result<Vec<f32>, Error> {
-        self.run(&self.layers[shard], function, rows, position, state, watch)
-    }
-
     /// One call of a layer shard alone: hidden rows `[n, width]` at `position..` through the function of
     /// `self.manifest().tokens[function]` tokens, of which n at most. What a gate judges; `watch`, where there is one, is
     /// told the inputs and what the runtime can tell of the values between.

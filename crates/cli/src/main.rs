@@ -5,6 +5,7 @@ mod commands;
 mod energy;
 mod npz;
 mod options;
+mod output;
 mod runtime;
 mod serve;
 mod speak;

@@ -4,6 +4,7 @@ use std::fmt::Display;
 use std::time::Duration;
 
 use indicatif::{HumanBytes, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde::Serialize;
 
 /// How talkative the program is.
 pub struct Ui {
@@ -86,7 +87,7 @@ pub fn bytes(n: u64) -> impl Display {
 }
 
 /// Prints a result as JSON.
-pub fn json(value: &serde_json::Value) -> anyhow::Result<()> {
+pub fn json(value: &impl Serialize) -> anyhow::Result<()> {
     println!("{}", serde_json::to_string_pretty(value)?);
     Ok(())
 }

@@ -175,7 +175,8 @@ pub fn judge(
 fn watch(run: &Run<'_>, program: &Valid, shard: usize, rows: &[f32]) -> Result<Vec<Seen>, Error> {
     let width = run.engine.contract().width;
     let ops = ops(program);
-    let mut state = run.engine.shard_state(shard)?;
+    let shard = run.engine.shard(shard);
+    let mut state = shard.new_state()?;
     let mut all: BTreeMap<String, Seen> = BTreeMap::new();
     for (block, function) in run.blocks(rows.len() / width, false) {
         let tokens = run.engine.manifest().tokens[function];
@@ -202,7 +203,7 @@ fn watch(run: &Run<'_>, program: &Valid, shard: usize, rows: &[f32]) -> Result<V
             }
         };
         let rows = &rows[block.start * width..block.end * width];
-        run.engine.run_shard(shard, function, rows, block.start, &mut state, Some(&mut watch))?;
+        run.engine.run(shard, function, rows, block.start, &mut state, Some(&mut watch))?;
     }
     let mut seen: Vec<Seen> = all.into_values().collect();
     seen.sort_by_key(|s| s.order);

@@ -127,7 +127,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         journal::append(&journal::of_bundle(&args.bundle), &[Line::now(Heading::Result, text, Some(&hash))])?;
     }
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&figures)?),
+        true => ui::json(&figures)?,
         false => table(&figures),
     }
     Ok(Outcome::Done)

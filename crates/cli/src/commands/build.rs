@@ -98,7 +98,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         return Ok(Outcome::Done);
     }
     if args.plan {
-        println!("{}", serde_json::to_string_pretty(&jobs(&prepared))?);
+        ui::json(&jobs(&prepared))?;
         return Ok(Outcome::Done);
     }
     let target = args.output.as_deref().expect("clap requires it for all that follows");
@@ -293,8 +293,7 @@ fn show_plan(prepared: &Prepared, target: Target, json: bool) -> Result<()> {
             "pieces": pieces,
             "bytes": plan.bytes(),
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
-        return Ok(());
+        return ui::json(&value);
     }
     let row = |(p, prediction): (&Piece, &Option<Prediction>)| {
         let range = format!("{}-{}", p.range.start, p.range.end);

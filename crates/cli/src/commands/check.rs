@@ -3,19 +3,18 @@
 //! Three questions: is it well formed, where would it be placed, and does it walk into a numeric cliff? The first can be answered; the
 //! second is a prediction; the third is what op and parameters alone tell. Errors fail; warnings and predictions do not.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anemone_gate::cliffs;
 use anemone_gate::residency::{self, Place, Prediction, Rules};
 use anemone_mil::{OpenError, ReadError, Severity, package};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::Parser;
 use serde_json::{Value, json};
 
-use crate::Outcome;
 use crate::options::TargetArgs;
 use crate::ui;
+use crate::{Outcome, output};
 
 /// Check an .mlpackage without its source: well formed, where it would be placed, numeric cliffs.
 #[derive(Parser)]
@@ -103,10 +102,10 @@ pub fn run(args: Args) -> Result<Outcome> {
         }),
     }
     if let Some(file) = &args.junit {
-        write(file, &junit(path, &items))?;
+        output::write(file, &junit(path, &items))?;
     }
     if let Some(file) = &args.sarif {
-        write(file, &serde_json::to_string_pretty(&sarif(path, &items))?)?;
+        output::write(file, &serde_json::to_string_pretty(&sarif(path, &items))?)?;
     }
     let failed = items.iter().any(|i| i.level == Level::Error);
     if args.json {
@@ -118,15 +117,11 @@ pub fn run(args: Args) -> Result<Outcome> {
             "findings": all,
             "placement": placement,
         });
-        println!("{}", serde_json::to_string_pretty(&value)?);
+        ui::json(&value)?;
     } else {
         show(&items, prediction.as_ref());
     }
     Ok(if failed { Outcome::Failed } else { Outcome::Done })
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| path.display().to_string())
 }
 
 fn diagnostic(d: &anemone_mil::Diagnostic) -> Item {

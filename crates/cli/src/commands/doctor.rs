@@ -226,11 +226,12 @@ fn shards(bundle: &Path, chosen: &Chosen, exact: &Portable) -> Result<Vec<Row>> 
         let mut expected = Vec::new();
         for (function, &tokens) in manifest.tokens.iter().enumerate() {
             let run = |engine: &Engine| -> Result<Vec<f32>> {
-                let (mut state, mut rows, mut at) = (engine.shard_state(n)?, Vec::new(), 0);
+                let shard = engine.shard(n);
+                let (mut state, mut rows, mut at) = (shard.new_state()?, Vec::new(), 0);
                 while at < TOKENS {
                     let len = tokens.min(TOKENS - at);
                     let block = &input[at * width..(at + len) * width];
-                    rows.extend(engine.run_shard(n, function, block, at, &mut state, None)?);
+                    rows.extend(engine.run(shard, function, block, at, &mut state, None)?);
                     at += len;
                 }
                 Ok(rows)
@@ -255,7 +256,8 @@ fn op_by_op(bundle: &Path, folder: &Path, ours: &dyn Runtime, exact: &Portable) 
     let (ours, theirs) = (ours.load(&target)?, exact.load(&target)?);
     // What the host gives the shard is what it gives a session: taken from one.
     let mut calls: Vec<BTreeMap<String, Tensor>> = Vec::new();
-    let mut state = engine.shard_state(0)?;
+    let first = engine.shard(0);
+    let mut state = first.new_state()?;
     for position in 0..3 {
         let mut given = BTreeMap::new();
         let mut watch = |name: &str, value: &Tensor| {
@@ -264,7 +266,7 @@ fn op_by_op(bundle: &Path, folder: &Path, ours: &dyn Runtime, exact: &Portable) 
             }
         };
         let row = engine.embed(&[11 + position as u32])?;
-        engine.run_shard(0, 0, &row, position, &mut state, Some(&mut watch))?;
+        engine.run(first, 0, &row, position, &mut state, Some(&mut watch))?;
         calls.push(given);
     }
     let last = |model: &dyn Model| -> Result<Vec<Tensor>> {

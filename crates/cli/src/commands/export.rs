@@ -1,6 +1,5 @@
 //! `anemone export`: the published runtime's manifest.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use anemone_bundle::Manifest;
@@ -11,8 +10,8 @@ use clap::Parser;
 use serde_json::json;
 
 use super::journal;
-use crate::Outcome;
 use crate::ui::{self, Ui};
+use crate::{Outcome, output};
 
 /// Write the published runtime's manifest into a bundle that the gates have proven.
 #[derive(Parser)]
@@ -68,9 +67,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let path = args.bundle.join(&name);
     let mut text = serde_json::to_string_pretty(&runtime_meta::meta(&manifest, turn_end, &missing))?;
     text.push('\n');
-    // Beside it first: a reader never sees half a file.
-    let partial = args.bundle.join(format!(".{name}.partial"));
-    fs::write(&partial, text).and_then(|()| fs::rename(&partial, &path)).with_context(|| path.display().to_string())?;
+    output::write(&path, &text)?;
     if args.json {
         ui::json(&json!({
             "path": path,

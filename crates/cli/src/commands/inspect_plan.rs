@@ -7,6 +7,8 @@ use anemone_exec::{Fast, Model};
 use anyhow::Result;
 use serde_json::{Map, Value as Json, json};
 
+use crate::ui;
+
 /// Shows the plan of each function: its kernels in order, and equal layers once.
 pub fn show(path: &Path, fast: &Fast, as_json: bool) -> Result<()> {
     let mut all = Map::new();
@@ -27,7 +29,7 @@ pub fn show(path: &Path, fast: &Fast, as_json: bool) -> Result<()> {
         }
     }
     if as_json {
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        ui::json(&all)?;
     }
     Ok(())
 }

@@ -56,7 +56,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         }
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&entries)?);
+        ui::json(&entries)?;
     } else if entries.is_empty() {
         println!("the journal is empty");
     } else if args.show.is_some() {

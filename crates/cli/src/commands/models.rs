@@ -46,7 +46,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
                 "weights": m.contract.weights, "context": m.contract.context})
         };
         let rows: Vec<_> = models.iter().map(model).chain(bundles.iter().map(bundle)).collect();
-        ui::json(&rows.into())?;
+        ui::json(&rows)?;
         return Ok(Outcome::Done);
     }
     let model = |m: &Kept| {

@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use anemone_bundle::Manifest;
 use anemone_gate::{evidence, residency};
-use anyhow::{Context, Result};
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 use serde_json::Value;
 
-use crate::Outcome;
+use crate::{Outcome, output};
 
 /// What compute plans said against the placement rules.
 #[derive(Parser)]
@@ -35,7 +35,7 @@ enum What {
 }
 
 pub fn run(args: Args) -> Result<Outcome> {
-    let What::Export { bundle, output, source } = args.what;
+    let What::Export { bundle, output: file, source } = args.what;
     let hash = Manifest::open(&bundle)?.hash();
     let findings = evidence::latest(&bundle, &hash)?;
     let plans = findings.iter().filter(|f| f.gate == residency::NAME).filter_map(|f| f.figures.get("observations"));
@@ -53,8 +53,8 @@ pub fn run(args: Args) -> Result<Outcome> {
         lines.push(format!("  {observation}"));
     }
     let text = if lines.is_empty() { "[]\n".to_owned() } else { format!("[\n{}\n]\n", lines.join(",\n")) };
-    match output {
-        Some(path) => std::fs::write(&path, text).with_context(|| path.display().to_string())?,
+    match file {
+        Some(path) => output::write(&path, &text)?,
         None => std::io::stdout().write_all(text.as_bytes())?,
     }
     Ok(Outcome::Done)

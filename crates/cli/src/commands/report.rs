@@ -1,6 +1,5 @@
 //! `anemone report`: the evidence as one page.
 
-use std::fs;
 use std::path::PathBuf;
 
 use anemone_bundle::Manifest;
@@ -8,8 +7,8 @@ use anemone_gate::report;
 use anyhow::{Context, Result};
 use clap::Parser;
 
-use crate::Outcome;
 use crate::ui::Ui;
+use crate::{Outcome, output};
 
 /// Everything that is known of a bundle as one HTML page that asks nobody for anything.
 #[derive(Parser)]
@@ -26,7 +25,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let manifest = Manifest::open(&args.bundle)?;
     let page =
         report::render(&args.bundle, &manifest).with_context(|| format!("{}: evidence", args.bundle.display()))?;
-    fs::write(&args.output, page).with_context(|| args.output.display().to_string())?;
+    output::write(&args.output, &page)?;
     ui.say(format_args!("{}", args.output.display()));
     Ok(Outcome::Done)
 }

@@ -14,7 +14,7 @@ use serde_json::json;
 use crate::Outcome;
 use crate::options::RuntimeArgs;
 use crate::speak::{LimitArgs, SamplingArgs, Speaker, question};
-use crate::ui::Ui;
+use crate::ui::{self, Ui};
 
 /// The question the published pipeline answered with garbage.
 pub const QUESTION: &str = "write hello world in Erlang";
@@ -55,7 +55,7 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
         .with_context(|| format!("{}: evidence", args.bundle.display()))?;
     record(&args.bundle, &finding)?;
     match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&finding)?),
+        true => ui::json(&finding)?,
         false => {
             println!("> {QUESTION}\n\n{}\n", answer.text.trim_end());
             println!("{}: {}", finding.verdict.name(), finding.message);

@@ -19,7 +19,7 @@ use self::shown::Shown;
 use crate::options::RuntimeArgs;
 use crate::speak::{LimitArgs, SamplingArgs, Speaker, SpeculationArgs};
 use crate::ui::{self, Ui};
-use crate::{Outcome, cache};
+use crate::{Outcome, cache, output};
 
 /// Converse in the terminal. An interrupt stops the answer, not the program; end of input leaves.
 #[derive(Parser)]
@@ -175,7 +175,7 @@ impl Talk<'_> {
         let system = self.system.iter().map(|text| Message::new("system", text));
         let messages: Vec<Message> = system.chain(self.messages.iter().cloned()).collect();
         let text = serde_json::to_string_pretty(&messages)?;
-        std::fs::write(path, text).with_context(|| path.display().to_string())?;
+        output::write(path, &text)?;
         self.ui.say(format_args!("{}: {} messages", path.display(), messages.len()));
         Ok(())
     }
