@@ -125,8 +125,21 @@ def chromium(program):
             process.wait()
 
 
-# How often an answer that ends before it can be stopped is asked for.
+# How often an answer that ends before there is a text to stop is asked for.
 TRIES = 10
+# A connection on which each event of a stream takes a while, so that an answer of a few tokens lasts for seconds.
+SLOW = """
+window.fetch = ((quick) => async (address, options) => {
+  const reply = await quick(address, options);
+  const slow = new TransformStream({ async transform(bytes, out) {
+    for (const event of new TextDecoder().decode(bytes).split(/(?<=\\n\\n)/)) {
+      out.enqueue(new TextEncoder().encode(event));
+      await new Promise((done) => setTimeout(done, 300));
+    }
+  } });
+  return new Response(reply.body.pipeThrough(slow, { signal: options?.signal }), reply);
+})(window.fetch)
+"""
 LAST = "[...document.querySelectorAll('.assistant .said')].at(-1)"
 IDLE = "document.getElementById('stop').hidden && document.querySelector('.assistant .note')"
 
@@ -163,8 +176,9 @@ def converse(page, server, records, look):
     same(page.eval(f"{LAST}.querySelector('pre code')?.textContent"), inside, "the same answer again")
     same(page.eval("document.querySelectorAll('#log .user').length"), 1, "one question")
 
-    # A second conversation, stopped half-way: hot, so that it goes on for long. Dice may end it sooner; then it is asked again.
+    # A second conversation, stopped half-way. Dice may end it before there is a text; then it is asked again.
     page.key("KeyN", alt=True)
+    page.eval(SLOW)
     page.eval("state.sampling.temperature = 2")
     page.type("a line\nand another")
     page.key("Enter")
@@ -177,7 +191,9 @@ def converse(page, server, records, look):
         same(stopped or "tokens" in note, True, f"stopped, or finished before: {note}")
         if stopped or not more:
             break
+        page.eval("conversation().messages.at(-1).before = true")
         page.key("KeyR", alt=True)
+        page.wait("!conversation().messages.at(-1).before", "another answer")
     same(stopped, True, f"stopped once in {TRIES} answers: {note}")
     same(page.eval("document.activeElement.id"), "text", "the focus, afterwards")
 
