@@ -29,6 +29,36 @@ fn refused(source: &str, why: &str) {
     }
 }
 
+/// Expected values are CPython's.
+#[test]
+fn slices_are_pythons() {
+    for (bounds, expected) in [
+        ("[1:]", "bcde"),
+        ("[:-1]", "abcd"),
+        ("[::-1]", "edcba"),
+        ("[::2]", "ace"),
+        ("[-2:]", "de"),
+        ("[:9]", "abcde"),
+        ("[7:]", ""),
+        ("[-9:2]", "ab"),
+        ("[::-3]", "eb"),
+        ("[3:0:-1]", "dcb"),
+        ("[3::-2]", "db"),
+        ("[:1:-1]", "edc"),
+        ("[9:-9:-2]", "eca"),
+        ("[-9::-1]", ""),
+        ("[1:4:2]", "bd"),
+        ("[4:1]", ""),
+    ] {
+        let source = format!("{{{{ 'abcde'{bounds} }}}},{{{{ ['a', 'b', 'c', 'd', 'e']{bounds}|join }}}}");
+        assert_eq!(render(&source).unwrap(), format!("{expected},{expected}"), "{bounds}");
+    }
+    // What is not there has no elements in either direction: found by fuzzing.
+    assert_eq!(render("{{ ''[::-3] }}{{ [][::-1] }}{{ missing[::-3][::-3] }}{{ none[1:] }}").unwrap(), "[][][]");
+    refused("{{ 'a'[::0] }}", "step cannot be 0");
+    refused("{{ 5[1:] }}", "cannot be sliced");
+}
+
 const TOO_MUCH: &str = "more data than any conversation needs";
 
 #[test]

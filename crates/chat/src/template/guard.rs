@@ -9,7 +9,8 @@
 //! | `a ~ b`, `a + b`, `a * b` | a call that does it | text and lists grow, or would be lazy |
 //! | text between tags | an expression | so that it is counted where it is written |
 //! | operands of comparisons, arguments, filtered values, keys | looked through first | they are walked as trees, which sharing makes exponential |
-//! | results of filters, methods, slices, functions | made whole | lazy sequences on lazy sequences take unbounded time |
+//! | `a[b:c:d]` | a call that does it | the engine's own would be lazy, and counts backwards otherwise than Python |
+//! | results of filters, methods, functions | made whole | lazy sequences on lazy sequences take unbounded time |
 //! | elements of lists and maps, attributes of namespaces | must be plain data | a namespace inside itself is never freed |
 //!
 //! What chat templates have no use for is refused: inheritance, imports, `call`, `do`, `autoescape`, recursive loops, macros inside loops
@@ -266,13 +267,10 @@ fn expression<'a>(e: &Expr<'a>) -> Result<Expr<'a>> {
         Expr::Var(v) => Expr::Var(Spanned::new(Var { id: v.id }, v.span())),
         Expr::Const(c) => Expr::Const(Spanned::new(Const { value: c.value.clone() }, c.span())),
         Expr::Slice(s) => {
-            let node = Slice {
-                expr: call(meter::TEXT, s.span(), vec![expression(&s.expr)?]),
-                start: optional(&s.start)?,
-                stop: optional(&s.stop)?,
-                step: optional(&s.step)?,
-            };
-            call(meter::WHOLE, s.span(), vec![Expr::Slice(Spanned::new(node, s.span()))])
+            let none = || Expr::Const(Spanned::new(Const { value: ().into() }, s.span()));
+            let bound = |e| Ok::<_, Error>(optional(e)?.unwrap_or_else(none));
+            let bounds = [bound(&s.start)?, bound(&s.stop)?, bound(&s.step)?];
+            call(meter::SLICE, s.span(), [expression(&s.expr)?].into_iter().chain(bounds).collect())
         }
         Expr::UnaryOp(u) => {
             let op = if matches!(u.op, UnaryOpKind::Not) { UnaryOpKind::Not } else { UnaryOpKind::Neg };

@@ -39,6 +39,8 @@ pub(super) const SEEN: &str = "?";
 pub(super) const PLAIN: &str = "!";
 /// Charges for a string's length, and gives the value back.
 pub(super) const TEXT: &str = "#";
+/// A part of a string or list.
+pub(super) const SLICE: &str = ":";
 /// Makes a list of a lazy sequence.
 pub(super) const WHOLE: &str = "@";
 /// The same for what a loop runs over, which must be a sequence, a map, or nothing defined.
@@ -175,6 +177,27 @@ impl Meter {
         arithmetic("*", left, right, i128::checked_mul, |a, b| a * b)
     }
 
+    /// Python's `value[start:stop:step]`; of nothing defined, the empty list.
+    fn slice(&self, value: &Value, start: Option<i64>, stop: Option<i64>, step: Option<i64>) -> Result<Value, Error> {
+        let step = step.unwrap_or(1);
+        if step == 0 {
+            return Err(Error::new(ErrorKind::InvalidOperation, "a slice's step cannot be 0"));
+        }
+        if let Some(text) = value.as_str() {
+            self.charge(text.len(), BYTE)?;
+            let chars: Vec<char> = text.chars().collect();
+            return Ok(indices(chars.len(), start, stop, step).map(|i| chars[i]).collect::<String>().into());
+        }
+        let items: Vec<Value> = match value.kind() {
+            ValueKind::Undefined | ValueKind::None => Vec::new(),
+            ValueKind::Seq | ValueKind::Iterable => {
+                value.try_iter()?.map(|item| self.charge(1, ELEMENT).map(|()| item)).collect::<Result<_, _>>()?
+            }
+            kind => return Err(Error::new(ErrorKind::InvalidOperation, format!("{kind} cannot be sliced"))),
+        };
+        Ok(indices(items.len(), start, stop, step).map(|i| items[i].clone()).collect())
+    }
+
     fn join(&self, values: &Value, separator: &str) -> Result<Value, Error> {
         let mut text = Metered { meter: self, text: String::new(), cost: BYTE, error: None };
         for (i, value) in values.try_iter()?.enumerate() {
@@ -298,6 +321,18 @@ impl Display for HtmlEscaped<'_> {
     }
 }
 
+/// Which elements of so many a slice takes, by Python's rules: bounds count from the end where they are negative, and those
+/// outside are moved to the nearest end.
+fn indices(len: usize, start: Option<i64>, stop: Option<i64>, step: i64) -> impl Iterator<Item = usize> {
+    let len = len as i64;
+    let (first, last) = if step > 0 { (0, len) } else { (-1, len - 1) };
+    let bound = |at: i64| if at < 0 { at.saturating_add(len) } else { at }.clamp(first, last);
+    let (from, to) = if step > 0 { (first, last) } else { (last, first) };
+    let (start, stop) = (start.map_or(from, bound), stop.map_or(to, bound));
+    let inside = move |at: &i64| if step > 0 { *at < stop } else { *at > stop };
+    std::iter::successors(Some(start), move |at| at.checked_add(step)).take_while(inside).map(|at| at as usize)
+}
+
 fn unfit(operator: &str, left: &Value, right: &Value) -> Error {
     let message = format!("{} {operator} {} is not defined", left.kind(), right.kind());
     Error::new(ErrorKind::InvalidOperation, message)
@@ -342,6 +377,10 @@ pub(super) fn install(environment: &mut Environment<'_>, meter: &Arc<Meter>) {
     environment.add_function(SEEN, metered!(|m, a: Value| m.see(&a, 0, false).map(|()| a)));
     environment.add_function(PLAIN, metered!(|m, a: Value| m.see(&a, 0, true).map(|()| a)));
     environment.add_function(TEXT, metered!(|m, a: Value| m.charge(a.as_str().map_or(1, str::len), 1).map(|()| a)));
+    environment.add_function(
+        SLICE,
+        metered!(|m, a: Value, start: Option<i64>, stop: Option<i64>, step: Option<i64>| m.slice(&a, start, stop, step)),
+    );
     environment.add_function(WHOLE, metered!(|m, a: Value| m.whole(a, 0)));
     environment.add_function(
         EACH,

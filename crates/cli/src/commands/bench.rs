@@ -87,12 +87,16 @@ pub fn run(args: Args, ui: &Ui) -> Result<Outcome> {
     let load = start.elapsed();
     let context = engine.contract().context;
     let needed = args.generate + if args.after_prompt { args.prompt } else { 0 };
-    if needed.max(args.prompt) > context || args.prompt == 0 || args.generate < 2 {
+    let (prompt, generate) = (args.prompt, args.generate);
+    if prompt == 0 || generate < 2 {
         bail!(
-            "a prompt of {} and {} tokens after it do not fit the bundle's context of {context} (at least 1 and 2); \
-             choose fewer with --prompt and --generate, or build with --context",
-            args.prompt,
-            args.generate
+            "--prompt {prompt} --generate {generate}: there is nothing to time below a prompt of 1 token and 2 after it"
+        );
+    }
+    if needed.max(prompt) > context {
+        bail!(
+            "a prompt of {prompt} and {generate} tokens after it do not fit the bundle's context of {context}; \
+             choose fewer with --prompt and --generate, or build with --context"
         );
     }
     let bar = ui.steps(1 + args.repeat as u64);
