@@ -211,8 +211,8 @@ impl Engine {
     /// Drafts gain time there alone, and there alone are they made where nobody says otherwise: of a runtime that is not ours it
     /// is not known that a token's logits are the same bits through both functions, which is what drafts rest on.
     pub fn takes_any_number(&self) -> bool {
-        let several = [&self.layer_tokens, &self.head_tokens].map(|functions| functions.get(1..).and_then(<[_]>::last));
-        several.into_iter().all(|tokens| tokens.is_some_and(|tokens| tokens.most.is_some()))
+        let any = |functions: &[Tokens]| functions.last().is_some_and(|tokens| tokens.most.is_some());
+        self.manifest.tokens.len() > 1 && any(&self.layer_tokens) && any(&self.head_tokens)
     }
 
     /// The same engine with drafts made so; without a function of several tokens there are none.
@@ -636,6 +636,7 @@ fn function(model: &dyn Model, tokens: usize, contract: &Contract, width: usize)
     Ok(Function { index, inputs: signature.inputs.iter().map(|p| p.name.clone()).collect() })
 }
 
+/// Whether a port is a float of that shape.
 fn fits(what: &str, function: &str, port: &Port, expected: &[usize]) -> Result<(), String> {
     let (name, dtype, shape) = (&port.name, port.dtype, &port.shape);
     if !shape.iter().copied().eq(expected.iter().copied().map(Some)) {

@@ -545,14 +545,16 @@ impl Checker {
             );
             return;
         }
+        // What a constant is, is known: a dimension left open would be another type than the value's.
+        let (rule, agree): (_, fn(&TensorType, &TensorType) -> bool) = match op.kind.as_str() {
+            "const" => ("const-type", TensorType::eq),
+            _ => ("output-type", shape::types_agree),
+        };
         for (&id, ty) in op.outputs.iter().zip(types) {
             let value = f.value(id);
             match &value.ty {
-                // What a constant is, is known: a dimension left open would be another type than the value's.
-                ValueType::Tensor(declared) if op.kind == "const" && declared == ty => {}
-                ValueType::Tensor(declared) if op.kind != "const" && shape::types_agree(declared, ty) => {}
+                ValueType::Tensor(declared) if agree(declared, ty) => {}
                 declared => {
-                    let rule = if op.kind == "const" { "const-type" } else { "output-type" };
                     self.error(at, rule, format!("`{}` is declared as {declared}, the op gives {ty}", value.name));
                 }
             }

@@ -190,9 +190,7 @@ impl Meter {
         }
         let items: Vec<Value> = match value.kind() {
             ValueKind::Undefined | ValueKind::None => Vec::new(),
-            ValueKind::Seq | ValueKind::Iterable => {
-                value.try_iter()?.map(|item| self.charge(1, ELEMENT).map(|()| item)).collect::<Result<_, _>>()?
-            }
+            ValueKind::Seq | ValueKind::Iterable => self.whole(value.clone(), 0)?.try_iter()?.collect(),
             kind => return Err(Error::new(ErrorKind::InvalidOperation, format!("{kind} cannot be sliced"))),
         };
         Ok(indices(items.len(), start, stop, step).map(|i| items[i].clone()).collect())

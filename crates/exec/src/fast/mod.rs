@@ -171,6 +171,14 @@ enum Form {
     Whole { model: Box<PortableModel>, reason: String },
 }
 
+/// How one call is made.
+enum Way<'m> {
+    /// By a plan, with so many tokens.
+    Planned(&'m Plan, usize),
+    /// Op by op.
+    Whole(&'m PortableModel),
+}
+
 /// A package in the fast runtime.
 pub struct FastModel {
     form: Form,
@@ -247,6 +255,16 @@ impl FastModel {
         }
     }
 
+    /// How a call of that function is made with these inputs, which are checked where a plan makes it.
+    fn way(&self, function: usize, inputs: &[&Tensor]) -> Result<Way<'_>, Error> {
+        let plans = match &self.form {
+            Form::Whole { model, .. } => return Ok(Way::Whole(model)),
+            Form::Planned { plans, .. } => plans,
+        };
+        let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
+        Ok(Way::Planned(plan, self.tokens(function, plan, inputs)?))
+    }
+
     /// How many tokens a call has, by the shapes of its inputs; all of them are checked.
     fn tokens(&self, function: usize, plan: &Plan, inputs: &[&Tensor]) -> Result<usize, Error> {
         let signature = &self.signatures[function];
@@ -282,6 +300,9 @@ impl FastModel {
         inputs: &[&Tensor],
         state: &'s mut State,
     ) -> Result<&'s [f32], Error> {
+        if let Form::Planned { copy, .. } = &self.form {
+            copy.before_call(&self.team);
+        }
         let state = state
             .downcast::<FastState>()
             .filter(|s| Arc::ptr_eq(&s.identity, &self.identity))
@@ -402,19 +423,16 @@ impl Model for FastModel {
     }
 
     fn run(&self, function: usize, inputs: &[&Tensor], state: &mut State) -> Result<Vec<Tensor>, Error> {
-        let (plans, copy) = match &self.form {
-            Form::Whole { model, .. } => return model.run(function, inputs, state),
-            Form::Planned { plans, copy } => (plans, copy),
+        let (plan, tokens) = match self.way(function, inputs)? {
+            Way::Whole(model) => return model.run(function, inputs, state),
+            Way::Planned(plan, tokens) => (plan, tokens),
         };
-        let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
-        let tokens = self.tokens(function, plan, inputs)?;
         let blank = |crossing| {
             let shape: Vec<usize> = plan.shape(crossing, tokens).collect();
             let n = shape.iter().product();
             Tensor::new(&shape, Data::F32(vec![0.0; n]))
         };
         let mut outputs: Vec<Tensor> = plan.outputs.iter().map(blank).collect();
-        copy.before_call(&self.team);
         plan.leave(self.call(function, plan, tokens, inputs, state)?, tokens, &mut outputs);
         Ok(outputs)
     }
@@ -426,19 +444,16 @@ impl Model for FastModel {
         state: &mut State,
         outputs: &mut [Tensor],
     ) -> Result<(), Error> {
-        let (plans, copy) = match &self.form {
-            Form::Whole { model, .. } => return model.run_into(function, inputs, state, outputs),
-            Form::Planned { plans, copy } => (plans, copy),
+        let (plan, tokens) = match self.way(function, inputs)? {
+            Way::Whole(model) => return model.run_into(function, inputs, state, outputs),
+            Way::Planned(plan, tokens) => (plan, tokens),
         };
-        let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
-        let tokens = self.tokens(function, plan, inputs)?;
         let fits = |(output, crossing): (&Tensor, _)| {
             output.dtype() == Dtype::F32 && output.shape().iter().copied().eq(plan.shape(crossing, tokens))
         };
         if outputs.len() != plan.outputs.len() || !outputs.iter().zip(&plan.outputs).all(fits) {
             return Err(self.signatures[function].refuse("outputs", "outputs of the call's shapes", "others"));
         }
-        copy.before_call(&self.team);
         plan.leave(self.call(function, plan, tokens, inputs, state)?, tokens, outputs);
         Ok(())
     }
@@ -451,18 +466,15 @@ impl Model for FastModel {
         rows: &mut [f32],
         stride: usize,
     ) -> Result<(), Error> {
-        let (plans, copy) = match &self.form {
-            Form::Whole { model, .. } => return model.run_rows(function, inputs, state, rows, stride),
-            Form::Planned { plans, copy } => (plans, copy),
+        let (plan, tokens) = match self.way(function, inputs)? {
+            Way::Whole(model) => return model.run_rows(function, inputs, state, rows, stride),
+            Way::Planned(plan, tokens) => (plan, tokens),
         };
-        let plan = plans.get(function).ok_or_else(|| Error::no_function(function, plans.len()))?;
-        let tokens = self.tokens(function, plan, inputs)?;
         let Crossing { view, axis, .. } = &plan.outputs[0];
         if tokens > 1 && *axis != Some(2) {
             self.run(function, inputs, state)?[0].to_rows(rows, stride);
             return Ok(());
         }
-        copy.before_call(&self.team);
         let arena = self.call(function, plan, tokens, inputs, state)?;
         // Rows are what it has.
         for (row, from) in rows.chunks_mut(stride).zip(arena[view.place * tokens..].chunks(view.width)) {
