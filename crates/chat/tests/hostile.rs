@@ -251,6 +251,28 @@ fn broken_vocabularies_are_refused_by_field() {
     }
 }
 
+/// A token that is called unknown and is a piece of text stays one when the tokenizer is read again: found by fuzzing.
+#[test]
+fn a_piece_of_text_may_be_the_unknown_token() {
+    let mut keys = small();
+    let mut types = vec![1i32; 258];
+    types[255] = 4;
+    keys.extend([
+        ("model", "llama".into()),
+        ("scores", (0..258).map(|i| -i as f32).collect::<Vec<_>>().into()),
+        ("token_type", types.into()),
+        ("bos_token_id", 257u32.into()),
+        ("unknown_token_id", u32::from(b'b').into()),
+    ]);
+    let tokenizer = open(&keys).unwrap();
+    let again = Tokenizer::from_json(&tokenizer.to_json(), tokenizer.config().clone()).unwrap();
+    for special in [Special::Parse, Special::AsText] {
+        let ids = tokenizer.encode("abÿb", special);
+        assert!(ids.contains(&u32::from(b'b')) && ids.contains(&255), "{ids:?}");
+        assert_eq!(ids, again.encode("abÿb", special));
+    }
+}
+
 #[test]
 fn broken_tokenizer_files_are_refused() {
     let tokenizer = open(&small()).unwrap();

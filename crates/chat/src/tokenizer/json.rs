@@ -260,7 +260,8 @@ pub(super) fn read(text: &str) -> Result<(Vocab, Source), Error> {
             None => return refuse("model.unk_token", "is not in model.vocab"),
         },
     };
-    if let Some(id) = unknown {
+    // A model may name any token for it; one that is not markup stays a piece of text.
+    if let Some(id) = unknown.filter(|&id| vocab.kind(id) == Some(Kind::Control)) {
         vocab.set_kind(id, Kind::Unknown);
     }
 
