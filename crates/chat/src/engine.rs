@@ -331,20 +331,23 @@ impl Engine {
     pub fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, Error> {
         let mut states = self.head.iter().map(|s| s.model.new_state()).collect::<Result<Vec<_>, _>>()?;
         let mut logits = Vec::new();
-        self.head(rows, &mut states, &mut Vec::new(), &mut logits)?;
+        self.head(Hidden::Rows(rows), &mut states, &mut Vec::new(), &mut logits)?;
         Ok(logits)
     }
 
     /// As [`logits`](Self::logits), in memory that is there. Returns how long the slices took.
     fn head(
         &self,
-        rows: &[f32],
+        hidden: Hidden<'_>,
         states: &mut [State],
         calls: &mut Vec<HeadCall>,
         logits: &mut Vec<f32>,
     ) -> Result<Duration, Error> {
         let (width, vocab) = (self.contract().width, self.contract().vocab);
-        let n = rows.len() / width;
+        let n = match hidden {
+            Hidden::Rows(rows) => rows.len() / width,
+            Hidden::Column(_) => 1,
+        };
         // Every one is overwritten.
         logits.resize(n * vocab, 0.0);
         let (mut done, mut took) = (0, Duration::ZERO);
@@ -360,8 +363,14 @@ impl Engine {
                     HeadCall { x: host::blank(width, tokens, self.float), parts }
                 },
             );
-            host::set_columns(&mut call.x, &rows[done * width..(done + len) * width]);
-            let inputs = [&call.x];
+            let x = match hidden {
+                Hidden::Column(column) => column,
+                Hidden::Rows(rows) => {
+                    host::set_columns(&mut call.x, &rows[done * width..(done + len) * width]);
+                    &call.x
+                }
+            };
+            let inputs = [x];
             let slices = self.head.iter().zip(states.iter_mut());
             let rows = &mut logits[done * vocab..(done + len) * vocab];
             let starts = self.manifest.head.iter().map(|slice| slice.range().start);
@@ -421,12 +430,29 @@ pub struct Stages {
     pub host: Duration,
 }
 
+/// The last hidden state that logits are wanted of.
+#[derive(Clone, Copy)]
+enum Hidden<'a> {
+    /// Of any number of tokens, `[n, width]`.
+    Rows(&'a [f32]),
+    /// Of one, as the layers gave it, `[1, width, 1, 1]`: nothing need be copied on the way to the head.
+    Column(&'a Tensor),
+}
+
 /// What calls of the layer shards with one number of tokens are made with: kept, so that a token allocates nothing.
 struct LayerCall {
     host: HostInputs,
     embedded: Vec<f32>,
     x: Tensor,
+    /// What shards give, in turns.
     hidden: [Tensor; 2],
+}
+
+impl LayerCall {
+    /// What the last of so many shards gave.
+    fn last(&self, shards: usize) -> &Tensor {
+        &self.hidden[(shards - 1) % 2]
+    }
 }
 
 /// The same of the head slices.
@@ -530,15 +556,22 @@ impl<'e> Session<'e> {
             Logits::Last => ids.len().saturating_sub(1),
             Logits::None => ids.len(),
         };
+        // One token alone, whose hidden state stays where it is.
+        let alone = ids.len() == 1 && first == 0;
         self.rows.clear();
         while !rest.is_empty() {
             let (function, tokens) = block(&self.engine.layer_tokens, rest.len());
             let (block, later) = rest.split_at(tokens.min(rest.len()));
             let wanted = first.saturating_sub(ids.len() - rest.len()).min(block.len())..block.len();
-            layers += self.step(block, function, tokens, wanted)?;
+            layers += self.step(block, function, tokens, if alone { 0..0 } else { wanted })?;
             rest = later;
         }
-        let head = self.engine.head(&self.rows, &mut self.head_states, &mut self.head_calls, logits)?;
+        let column = self.layer_calls.iter().find(|call| alone && call.x.shape()[2] == 1);
+        let hidden = match column {
+            Some(call) => Hidden::Column(call.last(self.engine.layers.len())),
+            None => Hidden::Rows(&self.rows),
+        };
+        let head = self.engine.head(hidden, &mut self.head_states, &mut self.head_calls, logits)?;
         self.stages.layers += layers;
         self.stages.head += head;
         self.stages.host += start.elapsed() - layers - head;
@@ -561,9 +594,7 @@ impl<'e> Session<'e> {
             },
         );
         call.host.set(c, &engine.frequencies, self.position, block.len());
-        call.embedded.clear();
-        host::extend_embedded(c, &engine.embedding, block, &mut call.embedded);
-        host::set_columns(&mut call.x, &call.embedded);
+        host::embed_columns(c, &engine.embedding, block, &mut call.x, &mut call.embedded);
         let start = Instant::now();
         let mut before = start;
         for (i, (shard, state)) in engine.layers.iter().zip(&mut self.states).enumerate() {
@@ -581,8 +612,7 @@ impl<'e> Session<'e> {
         }
         let took = before - start;
         self.position += block.len();
-        let last = &call.hidden[(engine.layers.len() - 1) % 2];
-        host::extend_rows(last, wanted, &mut self.rows);
+        host::extend_rows(call.last(engine.layers.len()), wanted, &mut self.rows);
         Ok(took)
     }
 }

@@ -24,6 +24,8 @@ pub struct HostInputs {
     pub attn_mask: Tensor,
     /// `[1, 1, S, T]`.
     pub kv_write_mask: Tensor,
+    /// The positions that the masks are of.
+    block: Range<usize>,
 }
 
 impl HostInputs {
@@ -33,12 +35,13 @@ impl HostInputs {
     /// If `len` is 0 or more than `tokens`, or the block ends beyond the context.
     pub fn new(contract: &Contract, position: usize, len: usize, tokens: usize, float: Dtype) -> Self {
         let (s, half) = (contract.context, contract.rope.dim / 2);
-        let blank = |shape: &[usize]| Tensor::from_f32(shape, vec![0.0; shape.iter().product()], float);
+        let full = |shape: &[usize], v| Tensor::from_f32(shape, vec![v; shape.iter().product()], float);
         let mut inputs = Self {
-            rope_cos: blank(&[tokens, half]),
-            rope_sin: blank(&[tokens, half]),
-            attn_mask: blank(&[1, 1, tokens, s]),
-            kv_write_mask: blank(&[1, 1, s, tokens]),
+            rope_cos: full(&[tokens, half], 0.0),
+            rope_sin: full(&[tokens, half], 0.0),
+            attn_mask: full(&[1, 1, tokens, s], MASKED),
+            kv_write_mask: full(&[1, 1, s, tokens], 0.0),
+            block: 0..0,
         };
         inputs.set(contract, &contract.inverse_frequencies(), position, len);
         inputs
@@ -60,17 +63,22 @@ impl HostInputs {
                 }
             });
         }
-        write(&mut self.attn_mask, |mask| {
-            for (t, row) in mask.chunks_exact_mut(s).enumerate() {
-                let (seen, hidden) = row.split_at_mut(position + t.min(len - 1) + 1);
-                seen.fill(0.0);
-                hidden.fill(MASKED);
+        // Of the masks only what differs from the last block's: a long context's are as long, and far from the caches.
+        let block = position..position + len;
+        let before = std::mem::replace(&mut self.block, block.clone());
+        // How many positions a row sees: none before the first block.
+        let sees = |block: &Range<usize>, t: usize| block.end.min(block.start + t + 1);
+        for t in 0..tokens {
+            let (old, new) = (t * s + sees(&before, t), t * s + sees(&block, t));
+            fill(&mut self.attn_mask, old..new, 0.0);
+            fill(&mut self.attn_mask, new..old, MASKED);
+        }
+        for (block, value) in [(before, 0.0), (block, 1.0)] {
+            for (t, row) in block.enumerate() {
+                let at = row * tokens + t;
+                fill(&mut self.kv_write_mask, at..at + 1, value);
             }
-        });
-        write(&mut self.kv_write_mask, |mask| {
-            mask.fill(0.0);
-            (0..len).for_each(|t| mask[(position + t) * tokens + t] = 1.0);
-        });
+        }
     }
 
     /// The tensor of an interface name other than `x`.
@@ -94,6 +102,16 @@ fn write(tensor: &mut Tensor, f: impl FnOnce(&mut [f32])) {
             f(&mut wide);
             v.convert_from_f32_slice(&wide);
         }
+        other => panic!("{} is not a working float type", other.dtype()),
+    }
+}
+
+/// Sets elements of a tensor of a working float type; none where the range is empty.
+fn fill(tensor: &mut Tensor, range: Range<usize>, value: f32) {
+    match tensor.data_mut() {
+        _ if range.is_empty() => {}
+        Data::F32(v) => v[range].fill(value),
+        Data::F16(v) => v[range].fill(f16::from_f32(value)),
         other => panic!("{} is not a working float type", other.dtype()),
     }
 }
@@ -141,23 +159,33 @@ pub fn extend_rows(columns: &Tensor, which: Range<usize>, rows: &mut Vec<f32>) {
 
 /// Rows of the embedding table, scaled: `[ids, width]`.
 pub fn embed(contract: &Contract, table: &[u8], ids: &[u32]) -> Vec<f32> {
-    let mut rows = Vec::new();
-    extend_embedded(contract, table, ids, &mut rows);
+    let mut rows = vec![0.0; ids.len() * contract.width];
+    embed_into(contract, table, ids, &mut rows);
     rows
 }
 
-/// Appends rows of the embedding table, scaled.
-pub fn extend_embedded(contract: &Contract, table: &[u8], ids: &[u32], rows: &mut Vec<f32>) {
-    let bytes = 2 * contract.width;
-    let scale = contract.embedding_scale;
+/// As [`embed`], in the columns of `[1, width, T, 1]`; `rows` is room.
+pub fn embed_columns(contract: &Contract, table: &[u8], ids: &[u32], columns: &mut Tensor, rows: &mut Vec<f32>) {
+    // One column is one row.
+    if columns.shape()[2] == 1 {
+        return write(columns, |row| embed_into(contract, table, ids, row));
+    }
+    rows.resize(ids.len() * contract.width, 0.0);
+    embed_into(contract, table, ids, rows);
+    set_columns(columns, rows);
+}
+
+fn embed_into(contract: &Contract, table: &[u8], ids: &[u32], rows: &mut [f32]) {
+    let (width, scale) = (contract.width, contract.embedding_scale);
     // Some at a time, for which the processor has instructions.
-    let (mut halves, mut floats) = ([f16::ZERO; 64], [0.0; 64]);
-    for &id in ids {
-        for part in table[id as usize * bytes..][..bytes].chunks(2 * halves.len()) {
-            let n = part.len() / 2;
-            halves.iter_mut().zip(part.chunks_exact(2)).for_each(|(h, b)| *h = f16::from_le_bytes([b[0], b[1]]));
-            halves[..n].convert_to_f32_slice(&mut floats[..n]);
-            rows.extend(floats[..n].iter().map(|v| v * scale));
+    let mut halves = [f16::ZERO; 64];
+    for (&id, row) in ids.iter().zip(rows.chunks_exact_mut(width)) {
+        let stored = table[id as usize * 2 * width..].chunks(2 * halves.len());
+        for (floats, stored) in row.chunks_mut(halves.len()).zip(stored) {
+            let halves = &mut halves[..floats.len()];
+            halves.iter_mut().zip(stored.chunks_exact(2)).for_each(|(h, b)| *h = f16::from_le_bytes([b[0], b[1]]));
+            halves.convert_to_f32_slice(floats);
+            floats.iter_mut().for_each(|v| *v *= scale);
         }
     }
 }

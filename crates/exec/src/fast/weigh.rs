@@ -47,19 +47,20 @@ impl Task for Peaks<'_> {
     #[inline(always)]
     fn run<S: Simd>(self, s: S) -> bool {
         let least = s.splat(f32::MIN);
-        // 0 in every lane, and NaN for ever where a logit was NaN or plus infinity.
-        let mut wrong = s.splat(0.0);
+        let zero = s.splat(0.0);
+        // 0 in every lane, and NaN for ever where a logit was NaN or plus infinity. Several, so that none waits for the last.
+        let mut wrong = [zero; BLOCK / LANES];
         for (block, peak) in self.logits.chunks(BLOCK).zip(self.peaks) {
             let mut highest = least;
-            for part in block.chunks(LANES) {
+            for (part, wrong) in block.chunks(LANES).zip(&mut wrong) {
                 // Minus infinity becomes a number; NaN and plus infinity stay.
                 let finite = s.max(least, s.load_padded(part, f32::MIN));
-                wrong = s.add(wrong, s.sub(finite, finite));
+                *wrong = s.mul_add(finite, zero, *wrong);
                 highest = s.max(highest, finite);
             }
             *peak = s.largest(highest);
         }
-        s.sum(wrong) == 0.0
+        wrong.into_iter().fold(0.0, |all, wrong| all + s.sum(wrong)) == 0.0
     }
 }
 
