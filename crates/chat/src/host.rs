@@ -55,14 +55,18 @@ impl HostInputs {
         let (s, half, tokens) = (contract.context, contract.rope.dim / 2, self.rope_cos.shape()[0]);
         assert!(len > 0 && len <= tokens && position + len <= s, "block of {len}/{tokens} at {position} of {s}");
         // In f64: an f32 angle at position 2000 is off by more than an fp16 cosine resolves.
-        for (tensor, f) in [(&mut self.rope_cos, f64::cos as fn(f64) -> f64), (&mut self.rope_sin, f64::sin)] {
-            write(tensor, |table| {
-                for (t, row) in table.chunks_exact_mut(half).enumerate() {
+        write(&mut self.rope_cos, |cos| {
+            write(&mut self.rope_sin, |sin| {
+                for (t, (cos, sin)) in cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half)).enumerate() {
                     let at = (position + t.min(len - 1)) as f64;
-                    row.iter_mut().zip(frequencies).for_each(|(v, frequency)| *v = f(at * frequency) as f32);
+                    for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(frequencies) {
+                        // One reduction of the angle does for both.
+                        let (s, c) = (at * frequency).sin_cos();
+                        (*cos, *sin) = (c as f32, s as f32);
+                    }
                 }
             });
-        }
+        });
         // Of the masks only what differs from the last block's: a long context's are as long, and far from the caches.
         let block = position..position + len;
         let before = std::mem::replace(&mut self.block, block.clone());

@@ -16,16 +16,10 @@ pub fn survey(logits: &[f32], peaks: &mut Vec<f32>) -> Result<u32, Error> {
     if logits.is_empty() || u32::try_from(logits.len()).is_err() {
         return Err(Error::Logits(format!("{} of them: expected one for each token", logits.len())));
     }
-    if !Weigher::default().peaks(logits, peaks) {
+    let Some(best) = Weigher::default().peaks(logits, peaks) else {
         return Err(overflow(logits));
-    }
-    let (mut best, mut block) = (f32::NEG_INFINITY, 0);
-    for (i, &peak) in peaks.iter().enumerate() {
-        if peak > best {
-            (best, block) = (peak, i);
-        }
-    }
-    let start = block * BLOCK;
+    };
+    let start = peaks.iter().position(|peak| *peak == best).unwrap_or_default() * BLOCK;
     // Not there where minus infinity is all there is.
     match logits[start..].iter().position(|l| *l == best) {
         Some(at) => Ok((start + at) as u32),

@@ -28,9 +28,9 @@ impl Weigher {
         self.0.run(Sums { logits, best, rate, sums });
     }
 
-    /// The highest of each [`BLOCK`] of `logits` into `peaks`. Returns whether all of them are finite or minus infinity; where they
-    /// are not, `peaks` mean nothing. A block of minus infinity alone has [`f32::MIN`].
-    pub fn peaks(self, logits: &[f32], peaks: &mut Vec<f32>) -> bool {
+    /// The highest of each [`BLOCK`] of `logits` into `peaks`. Returns the highest of these, and `None`, with `peaks` that mean
+    /// nothing, where one is NaN or plus infinity. A block of minus infinity alone has [`f32::MIN`].
+    pub fn peaks(self, logits: &[f32], peaks: &mut Vec<f32>) -> Option<f32> {
         peaks.resize(logits.len().div_ceil(BLOCK), 0.0);
         self.0.run(Peaks { logits, peaks })
     }
@@ -42,14 +42,15 @@ struct Peaks<'a> {
 }
 
 impl Task for Peaks<'_> {
-    type Out = bool;
+    type Out = Option<f32>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> bool {
+    fn run<S: Simd>(self, s: S) -> Option<f32> {
         let least = s.splat(f32::MIN);
         let zero = s.splat(0.0);
         // 0 in every lane, and NaN for ever where a logit was NaN or plus infinity. Several, so that none waits for the last.
         let mut wrong = [zero; BLOCK / LANES];
+        let mut top = least;
         for (block, peak) in self.logits.chunks(BLOCK).zip(self.peaks) {
             let mut highest = least;
             for (part, wrong) in block.chunks(LANES).zip(&mut wrong) {
@@ -59,8 +60,14 @@ impl Task for Peaks<'_> {
                 highest = s.max(highest, finite);
             }
             *peak = s.largest(highest);
+            top = s.max(top, highest);
         }
-        wrong.into_iter().fold(0.0, |all, wrong| all + s.sum(wrong)) == 0.0
+        for wrong in wrong {
+            if s.sum(wrong) != 0.0 {
+                return None;
+            }
+        }
+        Some(s.largest(top))
     }
 }
 
@@ -110,13 +117,15 @@ mod tests {
                 logits.chunks(BLOCK).map(|block| block.iter().copied().fold(f32::MIN, f32::max)).collect();
             for isa in Isa::available() {
                 let mut peaks = vec![9.0; 3];
-                assert!(Weigher(isa).peaks(logits, &mut peaks), "{}", isa.name());
+                let top = expected.iter().copied().fold(f32::MIN, f32::max);
+                assert_eq!(Weigher(isa).peaks(logits, &mut peaks), Some(top), "{}", isa.name());
                 assert_eq!(peaks, expected, "{}", isa.name());
                 for at in (0..n).step_by(13) {
                     for broken in [f32::NAN, -f32::NAN, f32::INFINITY] {
                         let mut logits = logits.to_vec();
                         logits[at] = broken;
-                        assert!(!Weigher(isa).peaks(&logits, &mut peaks), "{broken} at {at} of {n}, {}", isa.name());
+                        let top = Weigher(isa).peaks(&logits, &mut peaks);
+                        assert_eq!(top, None, "{broken} at {at} of {n}, {}", isa.name());
                     }
                 }
             }
