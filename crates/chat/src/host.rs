@@ -24,7 +24,7 @@ pub struct HostInputs {
     pub attn_mask: Tensor,
     /// `[1, 1, S, T]`.
     pub kv_write_mask: Tensor,
-    /// The positions that the masks are of.
+    /// The positions that the masks are of; none at first.
     block: Range<usize>,
 }
 
@@ -61,28 +61,15 @@ impl HostInputs {
                     let at = (position + t.min(len - 1)) as f64;
                     for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(frequencies) {
                         // One reduction of the angle does for both.
-                        let (s, c) = (at * frequency).sin_cos();
-                        (*cos, *sin) = (c as f32, s as f32);
+                        let angle = (at * frequency).sin_cos();
+                        (*sin, *cos) = (angle.0 as f32, angle.1 as f32);
                     }
                 }
             });
         });
-        // Of the masks only what differs from the last block's: a long context's are as long, and far from the caches.
         let block = position..position + len;
-        let before = std::mem::replace(&mut self.block, block.clone());
-        // How many positions a row sees: none before the first block.
-        let sees = |block: &Range<usize>, t: usize| block.end.min(block.start + t + 1);
-        for t in 0..tokens {
-            let (old, new) = (t * s + sees(&before, t), t * s + sees(&block, t));
-            fill(&mut self.attn_mask, old..new, 0.0);
-            fill(&mut self.attn_mask, new..old, MASKED);
-        }
-        for (block, value) in [(before, 0.0), (block, 1.0)] {
-            for (t, row) in block.enumerate() {
-                let at = row * tokens + t;
-                fill(&mut self.kv_write_mask, at..at + 1, value);
-            }
-        }
+        move_masks(&mut self.attn_mask, &mut self.kv_write_mask, &self.block, &block);
+        self.block = block;
     }
 
     /// The tensor of an interface name other than `x`.
@@ -93,6 +80,25 @@ impl HostInputs {
             "attn_mask" => Some(&self.attn_mask),
             "kv_write_mask" => Some(&self.kv_write_mask),
             _ => None,
+        }
+    }
+}
+
+/// Makes masks `[1, 1, T, S]` and `[1, 1, S, T]` of positions `from` those of `to`. Only what differs is written: a long context's
+/// masks are as long as it is, and far from the caches.
+fn move_masks(attention: &mut Tensor, write: &mut Tensor, from: &Range<usize>, to: &Range<usize>) {
+    let (tokens, s) = (attention.shape()[2], attention.shape()[3]);
+    // How many positions a token sees; none where there was no block yet.
+    let sees = |block: &Range<usize>, t: usize| block.end.min(block.start + t + 1);
+    for t in 0..tokens {
+        let (old, new) = (t * s + sees(from, t), t * s + sees(to, t));
+        fill(attention, old..new, 0.0);
+        fill(attention, new..old, MASKED);
+    }
+    for (block, value) in [(from, 0.0), (to, 1.0)] {
+        for (t, row) in block.clone().enumerate() {
+            let at = row * tokens + t;
+            fill(write, at..at + 1, value);
         }
     }
 }
@@ -190,6 +196,45 @@ fn embed_into(contract: &Contract, table: &[u8], ids: &[u32], rows: &mut [f32]) 
             halves.iter_mut().zip(stored.chunks_exact(2)).for_each(|(h, b)| *h = f16::from_le_bytes([b[0], b[1]]));
             halves.convert_to_f32_slice(floats);
             floats.iter_mut().for_each(|v| *v *= scale);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        /// Whatever blocks went before, the masks are those of the last one by their definition.
+        #[test]
+        fn masks_remember_nothing(
+            s in 1usize..40, tokens in 1usize..9, half: bool,
+            blocks in prop::collection::vec((0usize..40, 1usize..9), 1..6),
+        ) {
+            let tokens = tokens.min(s);
+            let float = if half { Dtype::F16 } else { Dtype::F32 };
+            let full = |shape: &[usize], v| Tensor::from_f32(shape, vec![v; s * tokens], float);
+            let (mut attention, mut write) = (full(&[1, 1, tokens, s], MASKED), full(&[1, 1, s, tokens], 0.0));
+            let mut before = 0..0;
+            for (position, len) in blocks {
+                let len = len.min(tokens);
+                let position = position.min(s - len);
+                let block = position..position + len;
+                move_masks(&mut attention, &mut write, &before, &block);
+                let (seen, written) = (attention.to_f32(), write.to_f32());
+                for t in 0..tokens {
+                    for row in 0..s {
+                        let sees = row <= position + t.min(len - 1);
+                        prop_assert_eq!(seen[t * s + row] == 0.0, sees, "token {} and position {} of {:?}", t, row, block);
+                        prop_assert!(sees || seen[t * s + row] < -9e3);
+                        let writes = t < len && row == position + t;
+                        prop_assert_eq!(written[row * tokens + t], f32::from(u8::from(writes)));
+                    }
+                }
+                before = block;
+            }
         }
     }
 }
