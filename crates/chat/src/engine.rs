@@ -556,7 +556,7 @@ impl<'e> Session<'e> {
             Logits::Last => ids.len().saturating_sub(1),
             Logits::None => ids.len(),
         };
-        // One token alone, whose hidden state stays where it is.
+        // One token alone, whose hidden state stays where it is: `main` takes one.
         let alone = ids.len() == 1 && first == 0;
         self.rows.clear();
         while !rest.is_empty() {
@@ -566,10 +566,9 @@ impl<'e> Session<'e> {
             layers += self.step(block, function, tokens, if alone { 0..0 } else { wanted })?;
             rest = later;
         }
-        let column = self.layer_calls.iter().find(|call| alone && call.x.shape()[2] == 1);
-        let hidden = match column {
-            Some(call) => Hidden::Column(call.last(self.engine.layers.len())),
-            None => Hidden::Rows(&self.rows),
+        let hidden = match self.layer_calls.iter().find(|call| call.x.shape()[2] == 1) {
+            Some(call) if alone => Hidden::Column(call.last(self.engine.layers.len())),
+            _ => Hidden::Rows(&self.rows),
         };
         let head = self.engine.head(hidden, &mut self.head_states, &mut self.head_calls, logits)?;
         self.stages.layers += layers;

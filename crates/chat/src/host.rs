@@ -17,13 +17,13 @@ pub const MASKED: f32 = -1e4;
 /// token looks, so that it meets no row without a single visible position.
 pub struct HostInputs {
     /// `[T, rope_dim / 2]`.
-    pub rope_cos: Tensor,
+    rope_cos: Tensor,
     /// `[T, rope_dim / 2]`.
-    pub rope_sin: Tensor,
+    rope_sin: Tensor,
     /// `[1, 1, T, S]`.
-    pub attn_mask: Tensor,
+    attn_mask: Tensor,
     /// `[1, 1, S, T]`.
-    pub kv_write_mask: Tensor,
+    kv_write_mask: Tensor,
     /// The positions that the masks are of; none at first.
     block: Range<usize>,
 }
@@ -60,7 +60,7 @@ impl HostInputs {
                 for (t, (cos, sin)) in cos.chunks_exact_mut(half).zip(sin.chunks_exact_mut(half)).enumerate() {
                     let at = (position + t.min(len - 1)) as f64;
                     for ((cos, sin), frequency) in cos.iter_mut().zip(sin).zip(frequencies) {
-                        // One reduction of the angle does for both.
+                        // One call for both where the system's library has one.
                         let angle = (at * frequency).sin_cos();
                         (*sin, *cos) = (angle.0 as f32, angle.1 as f32);
                     }
