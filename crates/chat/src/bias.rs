@@ -9,7 +9,6 @@
 //! where `count[j]` is how often `j` was sampled so far: tokens of the answer, not of the prompt. Nothing is excluded: where a grammar
 //! leaves a single token, it is taken whatever its bias.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// What is added to logits. The default adds nothing.
@@ -24,11 +23,11 @@ pub struct Bias {
 }
 
 impl Bias {
-    /// The logits to draw from after `answer`, the answer's tokens so far; as they came where nothing is added.
-    pub fn bend<'l>(&self, logits: &'l [f32], answer: &[u32]) -> Cow<'l, [f32]> {
+    /// The logits to draw from after `answer`, the answer's tokens so far; `None` where nothing is added.
+    pub fn bend(&self, logits: &[f32], answer: &[u32]) -> Option<Vec<f32>> {
         let penalised = self.presence != 0.0 || self.frequency != 0.0;
         if self.tokens.is_empty() && !penalised {
-            return Cow::Borrowed(logits);
+            return None;
         }
         let mut bent = logits.to_vec();
         for (&id, &bias) in &self.tokens {
@@ -45,7 +44,7 @@ impl Bias {
                 }
             }
         }
-        Cow::Owned(bent)
+        Some(bent)
     }
 }
 
@@ -56,9 +55,9 @@ mod tests {
     #[test]
     fn the_formula_term_by_term() {
         let logits = [1.0, 2.0, 3.0, f32::NEG_INFINITY];
-        let bend = |bias: Bias, answer: &[u32]| bias.bend(&logits, answer).into_owned();
+        let bend = |bias: Bias, answer: &[u32]| bias.bend(&logits, answer).unwrap();
         let excluded = f32::NEG_INFINITY;
-        assert!(matches!(Bias::default().bend(&logits, &[1, 1]), Cow::Borrowed(_)));
+        assert_eq!(Bias::default().bend(&logits, &[1, 1]), None);
         let frequency = Bias { frequency: 0.5, ..Bias::default() };
         assert_eq!(bend(frequency, &[1, 0, 1]), [0.5, 1.0, 3.0, excluded]);
         let presence = Bias { presence: -0.5, ..Bias::default() };

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anemone_bundle::{Contract, Manifest, layout, manifest};
-use anemone_exec::{self as exec, Call, Dtype, Model, Port, Runtime, Signature, State, Tensor};
+use anemone_exec::{self as exec, Call, Dtype, Model, Port, Rows, Runtime, Signature, State, Tensor};
 use memmap2::Mmap;
 
 use crate::draft::Drafts;
@@ -330,9 +330,9 @@ impl Engine {
     /// Logits of `rows[n, width]` of the last hidden state: `[n, vocab]`.
     pub fn logits(&self, rows: &[f32]) -> Result<Vec<f32>, Error> {
         let mut states = self.head.iter().map(|s| s.model.new_state()).collect::<Result<Vec<_>, _>>()?;
-        let mut logits = Vec::new();
+        let mut logits = Rows::default();
         self.head(Hidden::Rows(rows), &mut states, &mut Vec::new(), &mut logits)?;
-        Ok(logits)
+        Ok(logits.into_values())
     }
 
     /// As [`logits`](Self::logits), in memory that is there. Returns how long the slices took.
@@ -341,15 +341,14 @@ impl Engine {
         hidden: Hidden<'_>,
         states: &mut [State],
         calls: &mut Vec<HeadCall>,
-        logits: &mut Vec<f32>,
+        logits: &mut Rows,
     ) -> Result<Duration, Error> {
         let (width, vocab) = (self.contract().width, self.contract().vocab);
         let n = match hidden {
             Hidden::Rows(rows) => rows.len() / width,
             Hidden::Column(_) => 1,
         };
-        // Every one is overwritten.
-        logits.resize(n * vocab, 0.0);
+        logits.begin(n, vocab);
         let (mut done, mut took) = (0, Duration::ZERO);
         while done < n {
             let (function, tokens) = block(&self.head_tokens, n - done);
@@ -372,7 +371,6 @@ impl Engine {
             };
             let inputs = [x];
             let slices = self.head.iter().zip(states.iter_mut());
-            let rows = &mut logits[done * vocab..(done + len) * vocab];
             let starts = self.manifest.head.iter().map(|slice| slice.range().start);
             let start = Instant::now();
             if self.head_overlaps {
@@ -382,11 +380,11 @@ impl Engine {
                 });
                 exec::together(calls)?;
                 took += start.elapsed();
-                starts.zip(&call.parts).for_each(|(from, part)| part.to_rows(&mut rows[from..], vocab));
+                starts.zip(&call.parts).for_each(|(from, part)| logits.put_tokens(done, from, part));
             } else {
                 for ((shard, state), from) in slices.zip(starts) {
                     let function = shard.functions[function].index;
-                    shard.model.run_rows(function, &inputs, state, &mut rows[from..], vocab)?;
+                    shard.model.run_rows(function, &inputs, state, logits, done, from)?;
                 }
                 took += start.elapsed();
             }
@@ -522,9 +520,9 @@ impl<'e> Session<'e> {
     /// Appends `ids` and returns logits `[0, 1 or ids, vocab]`, as wanted. Refused whole where a token is unknown or the context is too
     /// short; after a runtime's error the session is unusable.
     pub fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, Error> {
-        let mut logits = Vec::new();
+        let mut logits = Rows::default();
         self.feed_into(ids, want, &mut logits)?;
-        Ok(logits)
+        Ok(logits.into_values())
     }
 
     /// Where the time went since the session began.
@@ -539,7 +537,7 @@ impl<'e> Session<'e> {
 
     /// As [`feed`](Self::feed), in memory that is there. On a runtime that allocates nothing itself, neither does this after the
     /// first calls with as many tokens.
-    pub fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), Error> {
+    pub fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Rows) -> Result<(), Error> {
         let c = self.engine.contract();
         if let Some(&id) = ids.iter().find(|&&id| id as usize >= c.vocab) {
             return Err(Error::Token { id, vocab: c.vocab });

@@ -13,6 +13,7 @@ use std::ops::ControlFlow;
 use std::time::{Duration, Instant};
 
 use anemone_bundle::Contract;
+use anemone_exec::{Row, Rows};
 use serde::Serialize;
 
 use crate::bias::Bias;
@@ -246,16 +247,15 @@ impl<'t> Generation<'t> {
     ///
     /// # Errors
     /// Logits that are no distribution, or a grammar that no token can go on with.
-    pub fn draw(&mut self, logits: &[f32], left: usize, drawn: &mut Vec<Drawn>) -> Result<(), crate::Error> {
+    pub fn draw(&mut self, logits: &Rows, left: usize, drawn: &mut Vec<Drawn>) -> Result<(), crate::Error> {
         drawn.clear();
         self.drafter.computed(self.feed.len());
-        let draft = self.feed.len() - self.sure;
-        let vocab = logits.len() / (1 + draft);
-        let row = &logits[self.foreseen * vocab..(self.foreseen + 1) * vocab];
         // What is left of the draft will be taken back.
         let left = left.saturating_add(self.rejected());
         let mask = self.matcher.as_mut().map(Matcher::mask).transpose()?;
-        let row = &self.bias.bend(row, &self.history[self.prompt..]);
+        let row = logits.row(self.foreseen);
+        let (bent, mut peaks) = (self.bias.bend(row.values(), &self.history[self.prompt..]), Vec::new());
+        let row = bent.as_ref().map_or(row, |bent| Row::of(bent, &mut peaks));
         let choice = self.sampler.choose(row, &self.history, mask.as_ref())?;
         drawn.push(self.take(choice, left)?);
         while self.finish.is_none() {
@@ -338,7 +338,7 @@ pub trait Feed {
     /// Whether its runtime is given drafts.
     fn drafts(&self) -> Drafts;
     /// As [`Session::feed_into`].
-    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), engine::Error>;
+    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Rows) -> Result<(), engine::Error>;
     /// Forgets the last `count` tokens.
     fn retract(&mut self, count: usize);
 }
@@ -360,7 +360,7 @@ impl Feed for Session<'_> {
         self.engine().drafts()
     }
 
-    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), engine::Error> {
+    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Rows) -> Result<(), engine::Error> {
         self.feed_into(ids, want, logits)
     }
 
@@ -386,7 +386,7 @@ impl Feed for Lease<'_, '_> {
         self.engine().drafts()
     }
 
-    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), engine::Error> {
+    fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Rows) -> Result<(), engine::Error> {
         self.feed_into(ids, want, logits)
     }
 
@@ -411,9 +411,9 @@ pub fn generate(
     let start = Instant::now();
     generation.fed(session.held());
     let computed = generation.unfed().len();
-    let (mut logits, mut drawn) = (Vec::new(), Vec::new());
+    let (mut logits, mut drawn) = (Rows::default(), Vec::new());
     session.feed_into(generation.ahead(session.left()).0, Logits::Last, &mut logits)?;
-    let first_logits = logits.clone();
+    let first_logits = logits.values().to_vec();
     let prompt_time = start.elapsed();
     let mut text = String::new();
     let mut cancelled = false;

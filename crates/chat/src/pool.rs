@@ -15,6 +15,8 @@
 use std::cmp::Reverse;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use anemone_exec::Rows;
+
 use crate::engine::{Engine, Error, Logits, Session};
 
 /// Sessions of one engine. See the module's essay.
@@ -151,13 +153,13 @@ impl<'e> Lease<'_, 'e> {
 
     /// As [`Session::feed`].
     pub fn feed(&mut self, ids: &[u32], want: Logits) -> Result<Vec<f32>, Error> {
-        let mut logits = Vec::new();
+        let mut logits = Rows::default();
         self.feed_into(ids, want, &mut logits)?;
-        Ok(logits)
+        Ok(logits.into_values())
     }
 
     /// As [`Session::feed_into`].
-    pub fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Vec<f32>) -> Result<(), Error> {
+    pub fn feed_into(&mut self, ids: &[u32], want: Logits, logits: &mut Rows) -> Result<(), Error> {
         let Some(mut r) = self.resident.take() else { return Err(Error::Failed) };
         r.session.feed_into(ids, want, logits)?;
         r.tokens.extend(ids);

@@ -15,6 +15,9 @@ mod quick;
 mod row;
 mod simple;
 
+use std::mem::take;
+
+use anemone_exec::Row;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
 
@@ -146,34 +149,39 @@ impl Sampler {
     /// # Errors
     /// Logits that are no distribution: none at all, NaN, plus infinity, or minus infinity throughout.
     pub fn next(&mut self, logits: &[f32], history: &[u32]) -> Result<Choice, Error> {
-        self.choose(logits, history, None)
+        let mut peaks = take(&mut self.peaks);
+        let choice = self.choose(Row::of(logits, &mut peaks), history, None);
+        self.peaks = peaks;
+        choice
     }
 
     /// As [`next`](Self::next), among the tokens of `mask` alone where there is one.
     ///
     /// # Errors
     /// As `next`, or a mask that leaves no token.
-    pub fn choose(&mut self, logits: &[f32], history: &[u32], mask: Option<&Mask>) -> Result<Choice, Error> {
-        let best = row::survey(logits, &mut self.peaks)?;
+    pub fn choose(&mut self, row: Row<'_>, history: &[u32], mask: Option<&Mask>) -> Result<Choice, Error> {
+        let best = row::best(row)?;
         let (top, logprob) = match self.options.logprobs {
             None => (Vec::new(), None),
             Some(count) => {
+                let logits = row.values();
                 let normaliser = log_sum_exp(logits, best);
                 let logprob = move |id: u32| (f64::from(logits[id as usize]) - normaliser) as f32;
-                let top = self.room.likeliest(logits, &self.peaks, count).iter().map(|&id| (id, logprob(id))).collect();
+                let top = self.room.likeliest(row, count).iter().map(|&id| (id, logprob(id))).collect();
                 (top, Some(logprob))
             }
         };
         let penalises = self.options.repetition_penalty != 1.0;
         let id = if penalises || mask.is_some() {
-            self.bend(logits, history, mask);
-            let best = row::survey(&self.bent, &mut self.peaks)?;
-            let bent = std::mem::take(&mut self.bent);
-            let id = self.pick(&bent, best);
-            self.bent = bent;
-            id
+            self.bend(row.values(), history, mask);
+            // Out of the sampler for a moment, which picks by them.
+            let (bent, mut peaks) = (take(&mut self.bent), take(&mut self.peaks));
+            let row = Row::of(&bent, &mut peaks);
+            let id = row::best(row).map(|best| self.pick(row, best));
+            (self.bent, self.peaks) = (bent, peaks);
+            id?
         } else {
-            self.pick(logits, best)
+            self.pick(row, best)
         };
         Ok(Choice { id, logprob: logprob.map(|logprob| logprob(id)), top })
     }
@@ -199,15 +207,15 @@ impl Sampler {
         }
     }
 
-    /// The choice by `logits`, the highest of which is that of `best`.
-    fn pick(&mut self, logits: &[f32], best: u32) -> u32 {
+    /// The choice by `row`, the highest of which is that of `best`.
+    fn pick(&mut self, row: Row<'_>, best: u32) -> u32 {
         if self.options.temperature == 0.0 {
             return best;
         }
         // 53 random bits: a fraction in [0, 1).
         let random = (self.rng.next_u64() >> 11) as f64 / (1u64 << 53) as f64;
-        let quick = self.room.draw(logits, &self.peaks, best, &self.options, random);
-        quick.unwrap_or_else(|| simple::draw(logits, best, &self.options, random))
+        let quick = self.room.draw(row, best, &self.options, random);
+        quick.unwrap_or_else(|| simple::draw(row.values(), best, &self.options, random))
     }
 }
 
@@ -216,7 +224,7 @@ impl Sampler {
 /// # Errors
 /// As [`Sampler::next`].
 pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, Error> {
-    let best = row::survey(logits, &mut Vec::new())?;
+    let best = greedy(logits)?;
     let normaliser = log_sum_exp(logits, best);
     Ok(logits.iter().map(|&l| (f64::from(l) - normaliser) as f32).collect())
 }
@@ -226,7 +234,7 @@ pub fn log_softmax(logits: &[f32]) -> Result<Vec<f32>, Error> {
 /// # Errors
 /// As [`Sampler::next`].
 pub fn greedy(logits: &[f32]) -> Result<u32, Error> {
-    row::survey(logits, &mut Vec::new())
+    row::best(Row::of(logits, &mut Vec::new()))
 }
 
 /// `ln(sum(exp(l)))`, shifted by the highest so that nothing overflows.
@@ -371,11 +379,11 @@ mod tests {
         // Sums of four: a bell, as logits of a vocabulary have.
         let logits: Vec<f32> = (0..8192u64).map(|i| 6.0 * (0..4).map(|k| hash(4 * i + k)).sum::<f32>()).collect();
         let mut peaks = Vec::new();
-        let best = row::survey(&logits, &mut peaks).unwrap();
+        let row = Row::of(&logits, &mut peaks);
+        let best = row::best(row).unwrap();
         for options in [warm(), SamplingOptions { top_p: 0.9, temperature: 0.7, ..warm() }] {
             let mut room = Room::default();
-            let answered =
-                (0..2000).filter(|&i| room.draw(&logits, &peaks, best, &options, f64::from(hash(i))).is_some()).count();
+            let answered = (0..2000).filter(|&i| room.draw(row, best, &options, f64::from(hash(i))).is_some()).count();
             assert!(answered > 1500, "{answered} of 2000: {options:?}");
         }
     }
@@ -386,13 +394,14 @@ mod tests {
         // With equals among them, of which the lowest ids come first.
         let logits: Vec<f32> = (0..20_000).map(|i| (64.0 * hash(i)).round() / 32.0).collect();
         let mut peaks = Vec::new();
-        let best = row::survey(&logits, &mut peaks).unwrap();
+        let row = Row::of(&logits, &mut peaks);
+        let best = row::best(row).unwrap();
         let mut room = Room::default();
         for (top_p, min_p) in [(0.95, 0.0), (0.6, 0.0), (0.9999, 0.3), (0.95, 0.9)] {
             let options = SamplingOptions { top_p, min_p, ..warm() };
             let mut answered = 0;
             for random in (0..40).map(|i| f64::from(hash(1 << 20 | i))) {
-                if let Some(id) = room.draw(&logits, &peaks, best, &options, random) {
+                if let Some(id) = room.draw(row, best, &options, random) {
                     assert_eq!(id, simple::draw(&logits, best, &options, random), "{random}");
                     answered += 1;
                 }
@@ -430,7 +439,8 @@ mod tests {
         ) {
             let mut peaks = Vec::new();
             prop_assume!(logits.iter().any(|l| l.is_finite()));
-            let best = row::survey(&logits, &mut peaks).unwrap();
+            let row = Row::of(&logits, &mut peaks);
+        let best = row::best(row).unwrap();
             let options = SamplingOptions { temperature, top_k, top_p, min_p, ..SamplingOptions::greedy() };
             let share = |n: usize| {
                 let weight = |id| simple::weight(&logits, best, temperature, id as u32);
@@ -439,7 +449,7 @@ mod tests {
             let border = share(border.min(logits.len())) + f64::from(beside) * 1e-7;
             let mut room = Room::default();
             for random in [(seed >> 11) as f64 / (1u64 << 53) as f64, border.clamp(0.0, 1.0 - f64::EPSILON)] {
-                if let Some(id) = room.draw(&logits, &peaks, best, &options, random) {
+                if let Some(id) = room.draw(row, best, &options, random) {
                     prop_assert_eq!(id, simple::draw(&logits, best, &options, random));
                 }
             }
@@ -451,8 +461,7 @@ mod tests {
             count in 0usize..800,
         ) {
             let mut peaks = Vec::new();
-            row::survey(&logits, &mut peaks).unwrap();
-            let found = Room::default().likeliest(&logits, &peaks, count).to_vec();
+            let found = Room::default().likeliest(Row::of(&logits, &mut peaks), count).to_vec();
             prop_assert_eq!(found, simple::likeliest(&logits, count));
         }
 

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anemone_chat::generate::{Finish, Limits};
 use anemone_chat::grammar::Constraint;
 use anemone_chat::{Control, Generation, Grammar, Sampler, SamplingOptions, Tokenizer};
+use anemone_exec::Rows;
 use anemone_gguf::Gguf;
 use serde_json::{Value, json};
 
@@ -27,6 +28,14 @@ struct Answer {
     drawn: usize,
 }
 
+/// One row of logits.
+fn one(logits: &[f32]) -> Rows {
+    let mut rows = Rows::default();
+    rows.begin(1, logits.len());
+    rows.put(0, 0, logits);
+    rows
+}
+
 /// An answer of noise: logits by hash, so that only the form gives it shape.
 fn noise(tokenizer: &Tokenizer, grammar: &Grammar, constraint: &Constraint, seed: u64, most: usize) -> Answer {
     let matcher = grammar.matcher(constraint).unwrap();
@@ -43,7 +52,7 @@ fn noise(tokenizer: &Tokenizer, grammar: &Grammar, constraint: &Constraint, seed
         let logit = |i: u64| (((i ^ step).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40) as f32) / (1 << 22) as f32;
         let logits: Vec<f32> = (0..tokenizer.vocab_size() as u64).map(logit).collect();
         let mut drawn = Vec::new();
-        generation.draw(&logits, usize::MAX, &mut drawn).unwrap();
+        generation.draw(&one(&logits), usize::MAX, &mut drawn).unwrap();
         drawn.iter().for_each(|d| text.push_str(&d.text));
     }
     let finish = generation.finish().unwrap();
@@ -164,7 +173,7 @@ fn looking_draws_the_same_form_and_forces_nothing() {
     let mut generation = Generation::new(&tokenizer, stop, vec![0], sampler, limits, Some(matcher)).unwrap();
     while generation.finish().is_none() {
         let mut drawn = Vec::new();
-        generation.draw(&vec![0.0; tokenizer.vocab_size()], usize::MAX, &mut drawn).unwrap();
+        generation.draw(&one(&vec![0.0; tokenizer.vocab_size()]), usize::MAX, &mut drawn).unwrap();
         assert_eq!(drawn.len(), 1);
     }
     assert_eq!(generation.forced(), 0);

@@ -12,7 +12,7 @@ use anemone_chat::generate::{Feed, Limits};
 use anemone_chat::{
     Control, Drafts, Engine, Generation, Sampler, SamplingOptions, StopStrings, StreamDecoder, Tokenizer, Voice,
 };
-use anemone_exec::{Fast, FastOptions};
+use anemone_exec::{Fast, FastOptions, Rows};
 use common::*;
 
 /// The system's allocator, counted.
@@ -47,7 +47,7 @@ fn a_token_allocates_nothing() {
     for threads in [1, 3] {
         let engine = Engine::open(&bundle.path, &Fast::new(FastOptions { threads, ..FastOptions::default() })).unwrap();
         let mut session = engine.session().unwrap();
-        let mut logits = Vec::new();
+        let mut logits = Rows::default();
         session.feed_into(&[1, 2, 3, 4, 5, 6, 7], Logits::Last, &mut logits).unwrap();
         session.feed_into(&[8], Logits::Last, &mut logits).unwrap();
         let before = COUNT.load(Ordering::Relaxed);
@@ -84,7 +84,7 @@ fn an_answer_allocates_its_text_alone(
     let mut generation =
         Generation::new(tokenizer, BTreeSet::new(), prompt, sampler, limits, None).unwrap().with_drafts(drafts);
     let mut session = engine.session().unwrap();
-    let (mut logits, mut drawn) = (Vec::new(), Vec::new());
+    let (mut logits, mut drawn) = (Rows::default(), Vec::new());
     // The answer's length and the count, when every kind of call was seen, and shortly before drafts are cut short by the answer's end.
     let (mut warm, mut late) = (None, None);
     while generation.finish().is_none() {

@@ -7,7 +7,7 @@ use std::collections::BTreeSet;
 use anemone_chat::engine::Logits;
 use anemone_chat::generate::{Feed, Finish, Limits};
 use anemone_chat::{Drafts, Engine, Generation, Pool, Sampler, SamplingOptions, Voice};
-use anemone_exec::{Fast, FastOptions};
+use anemone_exec::{Fast, FastOptions, Rows};
 use common::*;
 
 /// Bytes of its own memory that this process has resident, where the system tells: without those of mapped files, of which every new
@@ -36,7 +36,7 @@ fn twenty_requests(bundle: &Bundle, tokens: usize) {
             .with_drafts(drafts);
         let mut lease = pool.lease(generation.unfed()).unwrap().unwrap();
         generation.fed(lease.reused());
-        let (mut logits, mut drawn) = (Vec::new(), Vec::new());
+        let (mut logits, mut drawn) = (Rows::default(), Vec::new());
         while generation.finish().is_none() {
             let (ids, draft) = generation.ahead(lease.left());
             lease.feed_into(ids, Logits::Tail(1 + draft), &mut logits).unwrap();

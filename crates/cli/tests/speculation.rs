@@ -8,7 +8,7 @@ use anemone_chat::engine::Logits;
 use anemone_chat::generate::{Feed, Finish, Limits};
 use anemone_chat::grammar::{Constraint, Grammar, Matcher};
 use anemone_chat::{Drafts, Engine, Generation, Sampler, SamplingOptions, Session, Voice};
-use anemone_exec::{Fast, FastOptions, Numerics, Options, Portable};
+use anemone_exec::{Fast, FastOptions, Numerics, Options, Portable, Rows};
 use common::*;
 use serde_json::json;
 
@@ -47,7 +47,7 @@ fn answer(engine: &Engine, voice: &Voice, prompt: &[u32], ask: &Ask, drafts: Dra
     let mut generation =
         Generation::new(&voice.tokenizer, stop, prompt.to_vec(), sampler, limits, matcher).unwrap().with_drafts(drafts);
     let mut session: Session<'_> = engine.session().unwrap();
-    let (mut logits, mut drawn) = (Vec::new(), Vec::new());
+    let (mut logits, mut drawn) = (Rows::default(), Vec::new());
     let (mut text, mut logprobs) = (String::new(), Vec::new());
     while generation.finish().is_none() {
         let (ids, draft) = generation.ahead(session.left());

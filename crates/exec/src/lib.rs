@@ -2,6 +2,7 @@
 pub mod border;
 pub mod fast;
 pub mod portable;
+pub mod rows;
 pub mod runtime;
 pub mod tensor;
 pub mod together;
@@ -11,6 +12,7 @@ pub use border::{Port, Signature};
 pub use fast::{Fast, FastModel, FastOptions};
 pub use portable::headroom::Headroom;
 pub use portable::{Numerics, Options, Portable, PortableModel};
+pub use rows::{Row, Rows};
 pub use runtime::{Error, Model, Runtime, State, open};
 pub use tensor::{Data, Tensor};
 pub use together::{Call, together};

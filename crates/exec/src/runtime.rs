@@ -13,6 +13,7 @@ use anemone_mil::Valid;
 use anemone_mil::ir::Dtype;
 
 use crate::border::Signature;
+use crate::rows::Rows;
 use crate::tensor::Tensor;
 
 /// Loads packages.
@@ -65,20 +66,21 @@ pub trait Model: Send + Sync {
         Ok(())
     }
 
-    /// As [`run`](Self::run), of a function with one output `[1, width, T, 1]`, whose tokens become rows: element c of token t goes
-    /// to `rows[t * stride + c]`, widened to f32. Tokens for which there is no row are dropped.
+    /// As [`run`](Self::run), of a function with one output `[1, width, T, 1]`, whose tokens become rows, widened to f32: the first
+    /// one row `row` and so on, from element `column` on. Tokens for which there is no row are dropped.
     ///
     /// # Panics
-    /// If the output is of another form, or `rows` ends within a row.
+    /// If the output is of another form, or a row ends before it.
     fn run_rows(
         &self,
         function: usize,
         inputs: &[&Tensor],
         state: &mut State,
-        rows: &mut [f32],
-        stride: usize,
+        rows: &mut Rows,
+        row: usize,
+        column: usize,
     ) -> Result<(), Error> {
-        self.run(function, inputs, state)?[0].to_rows(rows, stride);
+        rows.put_tokens(row, column, &self.run(function, inputs, state)?[0]);
         Ok(())
     }
 

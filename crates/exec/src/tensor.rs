@@ -114,14 +114,6 @@ impl Tensor {
         self.data.dtype()
     }
 
-    /// `[1, width, T, 1]` to rows that begin `stride` apart, as many as there are.
-    ///
-    /// # Panics
-    /// As [`column`](Self::column).
-    pub fn to_rows(&self, rows: &mut [f32], stride: usize) {
-        rows.chunks_mut(stride).enumerate().for_each(|(t, row)| self.column(t, &mut row[..self.shape[1]]));
-    }
-
     /// Column `t` of `[1, width, T, 1]`, the elements of one token, widened to f32.
     ///
     /// # Panics

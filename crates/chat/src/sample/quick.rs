@@ -8,6 +8,7 @@
 use std::cmp::Reverse;
 use std::ops::RangeInclusive;
 
+use anemone_exec::Row;
 use anemone_exec::fast::{BLOCK, Weigher};
 
 use super::row::{at_least, likeliest};
@@ -56,8 +57,8 @@ pub struct Room {
 
 impl Room {
     /// The `count` likeliest ids, the likeliest first.
-    pub fn likeliest(&mut self, logits: &[f32], peaks: &[f32], count: usize) -> &[u32] {
-        likeliest(logits, peaks, count, &mut self.ids, &mut self.floors);
+    pub fn likeliest(&mut self, row: Row<'_>, count: usize) -> &[u32] {
+        likeliest(row, count, &mut self.ids, &mut self.floors);
         &self.ids
     }
 
@@ -67,22 +68,15 @@ impl Room {
         self.kept.extend(self.ids.iter().map(|&id| (id, weight(logits, best, temperature, id))));
     }
 
-    /// What [`simple::draw`](super::simple::draw) gives, or `None` where that has to be asked. `peaks` are those of
-    /// [`survey`](super::row::survey).
-    pub fn draw(
-        &mut self,
-        logits: &[f32],
-        peaks: &[f32],
-        best: u32,
-        options: &SamplingOptions,
-        random: f64,
-    ) -> Option<u32> {
+    /// What [`simple::draw`](super::simple::draw) gives, or `None` where that has to be asked.
+    pub fn draw(&mut self, row: Row<'_>, best: u32, options: &SamplingOptions, random: f64) -> Option<u32> {
+        let logits = row.values();
         if !TEMPERATURES.contains(&options.temperature) {
             return None;
         }
         let (p, min_p) = (f64::from(options.top_p), f64::from(options.min_p));
         if options.top_k > 0 {
-            self.likeliest(logits, peaks, options.top_k);
+            self.likeliest(row, options.top_k);
             self.keep(logits, best, options.temperature);
             if p < 1.0 {
                 let enough = p * sum(&self.kept);
@@ -96,7 +90,7 @@ impl Room {
                 self.kept.truncate(end);
             }
         } else if p < 1.0 {
-            self.nucleus(logits, peaks, best, options)?;
+            self.nucleus(row, best, options)?;
             self.kept.retain(|&(_, w)| w >= min_p);
             let total = sum(&self.kept);
             return match reaches(&mut self.kept, random * total, total * Precision::Double.margin()) {
@@ -108,7 +102,7 @@ impl Room {
             let (top, reach) = (f64::from(logits[best as usize]), f64::from(options.temperature) * libm::log(min_p));
             let floor = top + reach - 1e-9 * (top.abs() + reach.abs());
             self.ids.clear();
-            at_least(logits, peaks, floor, &mut self.ids);
+            at_least(row, floor, &mut self.ids);
             self.keep(logits, best, options.temperature);
         } else {
             return [Precision::Single, Precision::Double]
@@ -136,14 +130,15 @@ impl Room {
     }
 
     /// Leaves in `kept` the likeliest tokens that together reach the share of the nucleus, in no order.
-    fn nucleus(&mut self, logits: &[f32], peaks: &[f32], best: u32, options: &SamplingOptions) -> Option<()> {
+    fn nucleus(&mut self, row: Row<'_>, best: u32, options: &SamplingOptions) -> Option<()> {
+        let logits = row.values();
         let share = f64::from(options.top_p);
         let mut precision = Precision::Single;
         let mut total = self.total(logits, best, options, precision);
         for count in RUNGS {
-            let floor = self.floor(logits, peaks, count);
+            let floor = self.floor(row, count);
             self.ids.clear();
-            at_least(logits, peaks, floor.into(), &mut self.ids);
+            at_least(row, floor.into(), &mut self.ids);
             self.keep(logits, best, options.temperature);
             let mut reached = reaches(&mut self.kept, share * total, total * precision.margin());
             if let (Reached::Near, Precision::Single) = (&reached, precision) {
@@ -166,15 +161,15 @@ impl Room {
     }
 
     /// A logit that about `count` others are as high as, by the highest of blocks or by a sample.
-    fn floor(&mut self, logits: &[f32], peaks: &[f32], count: usize) -> f32 {
+    fn floor(&mut self, row: Row<'_>, count: usize) -> f32 {
         /// Of so many logits the sample has one.
         const STRIDE: usize = 16;
         self.floors.clear();
-        let at = if count <= peaks.len() / 4 {
-            self.floors.extend_from_slice(peaks);
+        let at = if count <= row.peaks().len() / 4 {
+            self.floors.extend_from_slice(row.peaks());
             count
         } else {
-            self.floors.extend(logits.iter().step_by(STRIDE));
+            self.floors.extend(row.values().iter().step_by(STRIDE));
             count / STRIDE
         };
         if at >= self.floors.len() {

@@ -1,27 +1,28 @@
-//! A row of logits, seen once: which is the highest, whether all of them are numbers, and the highest of each block, by which
-//! those that are not among the likeliest are passed over a block at a time.
+//! What is read off a surveyed row of logits: the highest, and the likeliest without a look at blocks that hold none of them.
 
 use std::cmp::Reverse;
 
-use anemone_exec::fast::{BLOCK, Weigher};
+use anemone_exec::Row;
+use anemone_exec::fast::BLOCK;
 
 use super::Key;
 use crate::Error;
 
-/// The id of the highest logit, the lowest of equal ones; `peaks` becomes the highest of each [`BLOCK`].
+/// The id of the highest logit, the lowest of equal ones.
 ///
 /// # Errors
 /// Logits that are no distribution: none at all, NaN, plus infinity, or minus infinity throughout.
-pub fn survey(logits: &[f32], peaks: &mut Vec<f32>) -> Result<u32, Error> {
+pub fn best(row: Row<'_>) -> Result<u32, Error> {
+    let logits = row.values();
     if logits.is_empty() || u32::try_from(logits.len()).is_err() {
         return Err(Error::Logits(format!("{} of them: expected one for each token", logits.len())));
     }
-    let Some(best) = Weigher::default().peaks(logits, peaks) else {
+    let Some(top) = row.top() else {
         return Err(overflow(logits));
     };
-    let start = peaks.iter().position(|peak| *peak == best).unwrap_or_default() * BLOCK;
+    let start = row.peaks().iter().position(|peak| *peak == top).unwrap_or_default() * BLOCK;
     // Not there where minus infinity is all there is.
-    match logits[start..].iter().position(|l| *l == best) {
+    match logits[start..].iter().position(|l| *l == top) {
         Some(at) => Ok((start + at) as u32),
         None => Err(Error::Logits("every token is excluded".into())),
     }
@@ -38,7 +39,8 @@ fn overflow(logits: &[f32]) -> Error {
 }
 
 /// The `count` ids of the highest logits into `ids`, the highest first, of equal ones the lowest id first. `floors` is room.
-pub fn likeliest(logits: &[f32], peaks: &[f32], count: usize, ids: &mut Vec<u32>, floors: &mut Vec<f32>) {
+pub fn likeliest(row: Row<'_>, count: usize, ids: &mut Vec<u32>, floors: &mut Vec<f32>) {
+    let (logits, peaks) = (row.values(), row.peaks());
     ids.clear();
     if count == 0 {
         return;
@@ -51,7 +53,7 @@ pub fn likeliest(logits: &[f32], peaks: &[f32], count: usize, ids: &mut Vec<u32>
     } else {
         f32::NEG_INFINITY
     };
-    at_least(logits, peaks, floor.into(), ids);
+    at_least(row, floor.into(), ids);
     let order = |&id: &u32| (Reverse(Key(f64::from(logits[id as usize]))), id);
     if count < ids.len() {
         ids.select_nth_unstable_by_key(count, order);
@@ -61,8 +63,8 @@ pub fn likeliest(logits: &[f32], peaks: &[f32], count: usize, ids: &mut Vec<u32>
 }
 
 /// Adds the ids of logits of at least `floor`, in their order.
-pub fn at_least(logits: &[f32], peaks: &[f32], floor: f64, ids: &mut Vec<u32>) {
-    for ((logits, peak), start) in logits.chunks(BLOCK).zip(peaks).zip((0u32..).step_by(BLOCK)) {
+pub fn at_least(row: Row<'_>, floor: f64, ids: &mut Vec<u32>) {
+    for ((logits, peak), start) in row.values().chunks(BLOCK).zip(row.peaks()).zip((0u32..).step_by(BLOCK)) {
         if f64::from(*peak) >= floor {
             ids.extend(logits.iter().zip(start..).filter(|(l, _)| f64::from(**l) >= floor).map(|(_, id)| id));
         }

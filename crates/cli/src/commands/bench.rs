@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use anemone_chat::engine::{Logits, Stages};
 use anemone_chat::{Engine, Sampler, SamplingOptions, Session};
+use anemone_exec::Rows;
 use anemone_gate::journal::{self, Heading, Line};
 use anyhow::{Result, bail};
 use clap::Parser;
@@ -152,7 +153,7 @@ fn prompt(vocab: usize, count: usize) -> Vec<u32> {
 
 fn pass(engine: &Engine, args: &Args) -> Result<Pass> {
     let ids = prompt(engine.contract().vocab, args.prompt);
-    let mut logits = Vec::new();
+    let mut logits = Rows::default();
     let mut session: Session<'_> = engine.session()?;
     let (mut prefill, mut rest) = (Vec::new(), &ids[..]);
     while !rest.is_empty() {
@@ -170,7 +171,7 @@ fn pass(engine: &Engine, args: &Args) -> Result<Pass> {
     let (before, mut tokens, mut sampling) = (session.stages(), Vec::with_capacity(args.generate), Duration::ZERO);
     for _ in 0..args.generate {
         let start = Instant::now();
-        let id = sampler.choose(&logits, &[], None)?.id;
+        let id = sampler.choose(logits.row(0), &[], None)?.id;
         let drawn = start.elapsed();
         session.feed_into(&[id], Logits::Last, &mut logits)?;
         sampling += drawn;

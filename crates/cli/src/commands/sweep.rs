@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 
 use anemone_chat::Engine;
 use anemone_chat::engine::Logits;
+use anemone_exec::Rows;
 use anemone_gate::residency::Place;
 use anemone_gate::sweep::{Edge, Guess, Known, Profile, Search, Topology, name};
 use anemone_gate::verdict::TOOL;
@@ -263,7 +264,7 @@ fn attempt(args: &Args, chosen: &Chosen, subject: &Subject, topology: &[Edge], l
 fn time(engine: &Engine, tokens: usize) -> Result<(Vec<f64>, f64)> {
     engine.warm_up()?;
     let mut session = engine.session()?;
-    let mut logits = Vec::new();
+    let mut logits = Rows::default();
     let mut times = vec![Vec::with_capacity(tokens); session.shard_times().len()];
     for position in 0..tokens {
         let before = session.shard_times().to_vec();

@@ -9,6 +9,7 @@ use anemone_chat::grammar::Matcher;
 use anemone_chat::pool::Lease;
 use anemone_chat::sample::Choice;
 use anemone_chat::{Bias, Control, Generation, Sampler, SamplingOptions, Tokenizer};
+use anemone_exec::Rows;
 use axum::http::StatusCode;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -140,8 +141,8 @@ pub struct Task<'e> {
     choice: usize,
     generation: Generation<'e>,
     /// Logits after the prompt, for the other choices.
-    first: Vec<f32>,
-    logits: Vec<f32>,
+    first: Rows,
+    logits: Rows,
     drawn: Vec<Drawn>,
     /// Tokens whose text is not certain yet, with where it begins.
     held: VecDeque<(usize, Token)>,
@@ -173,8 +174,8 @@ impl<'e> Task<'e> {
             block,
             choice: 0,
             generation,
-            first: Vec::new(),
-            logits: Vec::new(),
+            first: Rows::default(),
+            logits: Rows::default(),
             drawn: Vec::new(),
             held: VecDeque::new(),
             sent: 0,

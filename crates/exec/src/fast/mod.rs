@@ -42,6 +42,7 @@ use anemone_mil::ir::Dtype;
 use crate::border::Signature;
 use crate::portable::constants::Shared;
 use crate::portable::{Numerics, Options, Portable, PortableModel};
+use crate::rows::Rows;
 use crate::runtime::{Error, Model, Runtime, State};
 use crate::tensor::{Data, Tensor};
 use attention::{Answer, Attention, Layer, Masked, Masks, Write};
@@ -463,22 +464,23 @@ impl Model for FastModel {
         function: usize,
         inputs: &[&Tensor],
         state: &mut State,
-        rows: &mut [f32],
-        stride: usize,
+        rows: &mut Rows,
+        row: usize,
+        column: usize,
     ) -> Result<(), Error> {
         let (plan, tokens) = match self.way(function, inputs)? {
-            Way::Whole(model) => return model.run_rows(function, inputs, state, rows, stride),
+            Way::Whole(model) => return model.run_rows(function, inputs, state, rows, row, column),
             Way::Planned(plan, tokens) => (plan, tokens),
         };
         let Crossing { view, axis, .. } = &plan.outputs[0];
         if tokens > 1 && *axis != Some(2) {
-            self.run(function, inputs, state)?[0].to_rows(rows, stride);
+            rows.put_tokens(row, column, &self.run(function, inputs, state)?[0]);
             return Ok(());
         }
         let arena = self.call(function, plan, tokens, inputs, state)?;
         // Rows are what it has.
-        for (row, from) in rows.chunks_mut(stride).zip(arena[view.place * tokens..].chunks(view.width)) {
-            row[..view.width].copy_from_slice(from);
+        for (row, from) in (row..rows.len()).zip(arena[view.place * tokens..].chunks(view.width).take(tokens)) {
+            rows.put(row, column, from);
         }
         Ok(())
     }

@@ -31,36 +31,58 @@ impl Weigher {
     /// The highest of each [`BLOCK`] of `logits` into `peaks`. Returns the highest of these, and `None`, with `peaks` that mean
     /// nothing, where one is NaN or plus infinity. A block of minus infinity alone has [`f32::MIN`].
     pub fn peaks(self, logits: &[f32], peaks: &mut Vec<f32>) -> Option<f32> {
-        peaks.resize(logits.len().div_ceil(BLOCK), 0.0);
-        self.0.run(Peaks { logits, peaks })
+        peaks.clear();
+        peaks.resize(logits.len().div_ceil(BLOCK), f32::MIN);
+        self.0.run(Survey { logits, copy: None, start: 0, peaks })
+    }
+
+    /// As [`peaks`](Self::peaks), of logits that begin with number `start` of their row, and while they are copied to `copy`, as many:
+    /// one read for both. `peaks` are the row's, and become higher where these logits are.
+    pub fn copy(self, logits: &[f32], copy: &mut [f32], start: usize, peaks: &mut [f32]) -> Option<f32> {
+        assert!(start + logits.len() <= peaks.len() * BLOCK && logits.len() == copy.len(), "a part of the row");
+        self.0.run(Survey { logits, copy: Some(copy), start, peaks })
     }
 }
 
-struct Peaks<'a> {
+struct Survey<'a> {
     logits: &'a [f32],
+    copy: Option<&'a mut [f32]>,
+    /// Of the logits in their row.
+    start: usize,
+    /// Of the row.
     peaks: &'a mut [f32],
 }
 
-impl Task for Peaks<'_> {
+impl Task for Survey<'_> {
     type Out = Option<f32>;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) -> Option<f32> {
+    fn run<S: Simd>(mut self, s: S) -> Option<f32> {
         let least = s.splat(f32::MIN);
         let zero = s.splat(0.0);
         // 0 in every lane, and NaN for ever where a logit was NaN or plus infinity. Several, so that none waits for the last.
         let mut wrong = [zero; BLOCK / LANES];
         let mut top = least;
-        for (block, peak) in self.logits.chunks(BLOCK).zip(self.peaks) {
+        let (mut from, mut block) = (0, self.start / BLOCK);
+        while from < self.logits.len() {
+            // To the end of the block, which may have begun before.
+            let to = self.logits.len().min((block + 1) * BLOCK - self.start);
             let mut highest = least;
-            for (part, wrong) in block.chunks(LANES).zip(&mut wrong) {
+            for (part, wrong) in (from..to).step_by(LANES).zip(&mut wrong) {
+                let logits = &self.logits[part..to.min(part + LANES)];
+                let v = s.load_padded(logits, f32::MIN);
+                if let Some(copy) = &mut self.copy {
+                    s.store_some(&mut copy[part..part + logits.len()], v);
+                }
                 // Minus infinity becomes a number; NaN and plus infinity stay.
-                let finite = s.max(least, s.load_padded(part, f32::MIN));
+                let finite = s.max(least, v);
                 *wrong = s.mul_add(finite, zero, *wrong);
                 highest = s.max(highest, finite);
             }
-            *peak = s.largest(highest);
             top = s.max(top, highest);
+            let peak = &mut self.peaks[block];
+            *peak = peak.max(s.largest(highest));
+            (from, block) = (to, block + 1);
         }
         for wrong in wrong {
             if s.sum(wrong) != 0.0 {

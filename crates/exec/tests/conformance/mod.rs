@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use anemone_exec::{Data, Dtype, Error, Model, Tensor};
+use anemone_exec::{Data, Dtype, Error, Model, Rows, Tensor};
 use anemone_mil::ir::{Dim, Flexibility, Function, Literal, TensorType, ValueId};
 use anemone_mil::{FunctionBuilder, Valid, validate};
 
@@ -163,15 +163,23 @@ fn rows_are_the_columns_of_the_result(load: Load<'_>) {
             let x: Vec<f32> = (0..8 * tokens).map(|i| (i % 7) as f32 - 3.0).collect();
             let x = Tensor::from_f32(&[1, 8, tokens, 1], x, model.float());
             let columns = model.run(0, &[&x], &mut model.new_state().unwrap()).unwrap()[0].to_f32();
-            // In the middle of longer rows, and of the first tokens alone.
-            let stride = width + 5;
+            // In the middle of longer rows, behind another one, and of the first tokens alone.
             for wanted in 1..=tokens {
-                let mut rows = vec![9.0; 2 + wanted * stride];
-                model.run_rows(0, &[&x], &mut model.new_state().unwrap(), &mut rows[2..], stride).unwrap();
-                for (i, &found) in rows.iter().enumerate() {
-                    let at = (i.wrapping_sub(2) / stride, i.wrapping_sub(2) % stride);
-                    let expected = if i >= 2 && at.1 < width { columns[at.1 * tokens + at.0] } else { 9.0 };
-                    assert_eq!(found, expected, "{name} of {tokens}, {wanted} rows, element {i}");
+                let mut rows = Rows::default();
+                rows.begin(1 + wanted, width + 5);
+                for row in 0..=wanted {
+                    rows.put(row, 0, &[9.0; 2]);
+                    rows.put(row, 2 + width, &[8.0; 3]);
+                }
+                rows.put(0, 2, &vec![9.0; width]);
+                model.run_rows(0, &[&x], &mut model.new_state().unwrap(), &mut rows, 1, 2).unwrap();
+                for row in 0..=wanted {
+                    let of = |c: usize| if row == 0 { 9.0 } else { columns[c * tokens + row - 1] };
+                    let expected: Vec<f32> = [9.0; 2].into_iter().chain((0..width).map(of)).chain([8.0; 3]).collect();
+                    let highest = expected.iter().copied().reduce(f32::max);
+                    let found = rows.row(row);
+                    assert_eq!(found.values(), expected, "{name} of {tokens}, row {row} of {wanted}");
+                    assert_eq!(found.top(), highest, "{name} of {tokens}, row {row} of {wanted}");
                 }
             }
         }
