@@ -264,6 +264,7 @@ impl Ord for Key {
 
 #[cfg(test)]
 mod tests {
+    use anemone_exec::fast::BLOCK;
     use proptest::prelude::*;
 
     use super::*;
@@ -440,7 +441,7 @@ mod tests {
             let mut peaks = Vec::new();
             prop_assume!(logits.iter().any(|l| l.is_finite()));
             let row = Row::of(&logits, &mut peaks);
-        let best = row::best(row).unwrap();
+            let best = row::best(row).unwrap();
             let options = SamplingOptions { temperature, top_k, top_p, min_p, ..SamplingOptions::greedy() };
             let share = |n: usize| {
                 let weight = |id| simple::weight(&logits, best, temperature, id as u32);
@@ -451,6 +452,35 @@ mod tests {
             for random in [(seed >> 11) as f64 / (1u64 << 53) as f64, border.clamp(0.0, 1.0 - f64::EPSILON)] {
                 if let Some(id) = room.draw(row, best, &options, random) {
                     prop_assert_eq!(id, simple::draw(&logits, best, &options, random));
+                }
+            }
+        }
+
+        /// What is not read at first weighs more together than anything else is off by, and decides just beside a border.
+        #[test]
+        fn what_is_not_read_still_counts(
+            before in 0usize..300, after in 100usize..300, second in -2f32..0.0, little in -19.0f32..-18.7, off in -9i32..=9,
+        ) {
+            let blocks = |count: usize| vec![little; count * BLOCK];
+            let likely = [&[0.0, second][..], &[f32::NEG_INFINITY; BLOCK - 2]].concat();
+            let logits = [blocks(before), likely, blocks(after)].concat();
+            let mut peaks = Vec::new();
+            let row = Row::of(&logits, &mut peaks);
+            let weight = |count: usize| (count * BLOCK) as f64 * f64::from(little).exp();
+            let (second, all) = (f64::from(second).exp(), weight(before + after));
+            let share = |weight: f64| weight / (1.0 + second + all) + f64::from(off) * 1e-6;
+            let mut room = Room::default();
+            for random in [weight(before), weight(before) + 1.0, weight(before) + 1.0 + second].map(share) {
+                let options = warm();
+                let random = random.clamp(0.0, 1.0 - f64::EPSILON);
+                if let Some(id) = room.draw(row, (before * BLOCK) as u32, &options, random) {
+                    prop_assert_eq!(id, simple::draw(&logits, (before * BLOCK) as u32, &options, random));
+                }
+            }
+            for top_p in [1.0, 1.0 + second].map(share) {
+                let options = SamplingOptions { top_p: (top_p as f32).min(1.0), ..warm() };
+                if let Some(id) = room.draw(row, (before * BLOCK) as u32, &options, 0.999_999) {
+                    prop_assert_eq!(id, simple::draw(&logits, (before * BLOCK) as u32, &options, 0.999_999));
                 }
             }
         }

@@ -1,9 +1,9 @@
 //! The [`simple`] draw without an exponential in double precision for each token of the vocabulary.
 //!
 //! Filters that leave few tokens need the weights of those few, and these are computed as `simple` does. Where the whole row counts
-//! (the share that a nucleus has to reach, a draw from all tokens), its sum is estimated in single precision, and where that is
-//! too near to tell, by a short polynomial in double precision. Estimates have bounds: **where one decides, `simple` decides the
-//! same; where none does, nothing is said**, and `simple` is asked.
+//! (the share that a nucleus has to reach, a draw from all tokens), its sum is estimated in single precision, first without the
+//! blocks that by their peaks weigh next to nothing, and where that is too near to tell, by a short polynomial in double precision.
+//! Estimates have bounds: **where one decides, `simple` decides the same; where none does, nothing is said**, and `simple` is asked.
 
 use std::cmp::Reverse;
 use std::ops::RangeInclusive;
@@ -18,9 +18,14 @@ use super::{Key, SamplingOptions};
 /// How a row is weighed.
 #[derive(Clone, Copy, Debug)]
 enum Precision {
+    /// As `Single`, without the blocks that weigh at most [`LITTLE`].
+    Brief,
     Single,
     Double,
 }
+
+/// Of the likeliest token's weight, 1. So little that large nuclei are seldom too near to tell.
+const LITTLE: f32 = 1.0 / (1 << 21) as f32;
 
 impl Precision {
     /// How far two shares of the whole row may be from the truth together, as parts of the whole.
@@ -31,17 +36,34 @@ impl Precision {
     /// 1e-10 for sums of any vocabulary.
     fn margin(self) -> f64 {
         match self {
-            Self::Single => 1.0 / f64::from(1 << 16),
+            Self::Brief | Self::Single => 1.0 / f64::from(1 << 16),
             Self::Double => 1.0 / f64::from(1 << 30),
         }
     }
+
+    /// What is tried where this cannot tell.
+    fn next(self) -> Option<Self> {
+        match self {
+            Self::Brief => Some(Self::Single),
+            Self::Single => Some(Self::Double),
+            Self::Double => None,
+        }
+    }
+}
+
+/// What a row weighs in all.
+#[derive(Clone, Copy)]
+struct Total {
+    weight: f64,
+    /// How far a share of it, less the weight of any of its tokens, may be from the truth.
+    margin: f64,
 }
 
 /// Where single precision neither overflows nor loses digits on the way to an exponent.
 const TEMPERATURES: RangeInclusive<f32> = 1e-20..=1e20;
 
 /// How many of the likeliest tokens are looked through for a nucleus, about, one after the other.
-const RUNGS: [usize; 5] = [64, 512, 4096, 32768, usize::MAX];
+const RUNGS: [usize; 6] = [8, 64, 512, 4096, 32768, usize::MAX];
 
 /// Memory that draws find again.
 #[derive(Clone, Debug, Default)]
@@ -105,46 +127,49 @@ impl Room {
             at_least(row, floor, &mut self.ids);
             self.keep(logits, best, options.temperature);
         } else {
-            return [Precision::Single, Precision::Double]
-                .into_iter()
-                .find_map(|precision| self.anywhere(logits, best, options, random, precision));
+            let mut precisions = std::iter::successors(Some(Precision::Brief), |precision| precision.next());
+            return precisions.find_map(|precision| self.anywhere(row, best, options, random, precision));
         }
         Some(pick(&mut self.kept, best, min_p, random))
     }
 
     /// The weight of the whole row, by its blocks, which are left in `sums`.
-    fn total(&mut self, logits: &[f32], best: u32, options: &SamplingOptions, precision: Precision) -> f64 {
-        let best = logits[best as usize];
+    fn total(&mut self, row: Row<'_>, best: u32, options: &SamplingOptions, precision: Precision) -> Total {
+        let mut unread = 0.0;
+
         self.sums.clear();
         match precision {
-            Precision::Single => {
-                Weigher::default().sums(logits, best, 1.0 / options.temperature, &mut self.singles);
+            Precision::Brief | Precision::Single => {
+                let least = if let Precision::Brief = precision { LITTLE } else { -1.0 };
+                unread = Weigher::default().sums(row, 1.0 / options.temperature, least, &mut self.singles);
                 self.sums.extend(self.singles.iter().map(|&sum| f64::from(sum)));
             }
             Precision::Double => {
-                let (best, rate) = (f64::from(best), 1.0 / f64::from(options.temperature));
-                self.sums.extend(logits.chunks(BLOCK).map(|block| sum_of_exponentials(block, best, rate)));
+                let (best, rate) = (f64::from(row.values()[best as usize]), 1.0 / f64::from(options.temperature));
+                self.sums.extend(row.values().chunks(BLOCK).map(|block| sum_of_exponentials(block, best, rate)));
             }
         }
-        self.sums.iter().sum()
+        let weight = self.sums.iter().sum();
+        // The share may be higher by what was not read, or the tokens' weight.
+        Total { weight, margin: unread + (weight + unread) * precision.margin() }
     }
 
     /// Leaves in `kept` the likeliest tokens that together reach the share of the nucleus, in no order.
     fn nucleus(&mut self, row: Row<'_>, best: u32, options: &SamplingOptions) -> Option<()> {
         let logits = row.values();
         let share = f64::from(options.top_p);
-        let mut precision = Precision::Single;
-        let mut total = self.total(logits, best, options, precision);
+        let mut precision = Precision::Brief;
+        let mut total = self.total(row, best, options, precision);
         for count in RUNGS {
             let floor = self.floor(row, count);
             self.ids.clear();
             at_least(row, floor.into(), &mut self.ids);
             self.keep(logits, best, options.temperature);
-            let mut reached = reaches(&mut self.kept, share * total, total * precision.margin());
-            if let (Reached::Near, Precision::Single) = (&reached, precision) {
-                precision = Precision::Double;
-                total = self.total(logits, best, options, precision);
-                reached = reaches(&mut self.kept, share * total, total * precision.margin());
+            let mut reached = reaches(&mut self.kept, share * total.weight, total.margin);
+            while let (Reached::Near, Some(next)) = (&reached, precision.next()) {
+                precision = next;
+                total = self.total(row, best, options, precision);
+                reached = reaches(&mut self.kept, share * total.weight, total.margin);
             }
             // Others below the floor may weigh as much as the last one, and come before it.
             let below = weight_of(floor, logits[best as usize], options.temperature);
@@ -181,14 +206,15 @@ impl Room {
     /// One draw from all tokens.
     fn anywhere(
         &mut self,
-        logits: &[f32],
+        row: Row<'_>,
         best: u32,
         options: &SamplingOptions,
         random: f64,
         precision: Precision,
     ) -> Option<u32> {
-        let total = self.total(logits, best, options, precision);
-        let (target, margin) = (random * total, total * precision.margin());
+        let logits = row.values();
+        let Total { weight: total, margin } = self.total(row, best, options, precision);
+        let target = random * total;
         let mut before = 0.0;
         let block = self.sums.iter().position(|sum| {
             let here = before + sum > target;

@@ -2,6 +2,7 @@
 //! decide by.
 
 use super::simd::{Isa, LANES, Simd, Task, exp};
+use crate::rows::Row;
 
 /// Logits that one sum stands for.
 pub const BLOCK: usize = 64;
@@ -17,15 +18,17 @@ impl Default for Weigher {
 }
 
 impl Weigher {
-    /// For each [`BLOCK`] of `logits`, the sum of `e^((logit - best) * rate)`. `best` is the highest and finite, `rate`
-    /// normal; a logit may be minus infinity, and then weighs nothing.
+    /// For each [`BLOCK`] of a row, the sum of `e^((logit - top) * rate)`; the row's top is finite, `rate` normal, and a logit may be
+    /// minus infinity, which weighs nothing. A block that by its peak weighs at most `least` is not read, and its sum 0; returned is
+    /// what all of these weigh together at most.
     ///
-    /// A weight is off by a part of `3 * 2^-24 * |(logit - best) * rate|`, which is the difference, the rate and the product, each
+    /// A weight is off by a part of `3 * 2^-24 * |(logit - top) * rate|`, which is the difference, the rate and the product, each
     /// rounded, and of `3e-7`, the exponential's; what is below `e^-87` counts for 0. A sum is off by `2^-21` more.
-    pub fn sums(self, logits: &[f32], best: f32, rate: f32, sums: &mut Vec<f32>) {
+    pub fn sums(self, row: Row<'_>, rate: f32, least: f32, sums: &mut Vec<f32>) -> f64 {
         sums.clear();
-        sums.resize(logits.len().div_ceil(BLOCK), 0.0);
-        self.0.run(Sums { logits, best, rate, sums });
+        sums.resize(row.peaks().len(), 0.0);
+        let best = row.top().unwrap_or(f32::NAN);
+        self.0.run(Sums { logits: row.values(), peaks: row.peaks(), best, rate, least, sums })
     }
 
     /// The highest of each [`BLOCK`] of `logits` into `peaks`. Returns the highest of these, and `None`, with `peaks` that mean
@@ -95,25 +98,40 @@ impl Task for Survey<'_> {
 
 struct Sums<'a> {
     logits: &'a [f32],
+    peaks: &'a [f32],
     best: f32,
     rate: f32,
+    least: f32,
     sums: &'a mut [f32],
 }
 
 impl Task for Sums<'_> {
-    type Out = ();
+    type Out = f64;
 
     #[inline(always)]
-    fn run<S: Simd>(self, s: S) {
+    fn run<S: Simd>(self, s: S) -> f64 {
+        /// Logits of a block, and more than a peak's weight can be off.
+        const WHOLE: f32 = BLOCK as f32 * (1.0 + 1.0 / 1024.0);
         let (best, rate) = (s.splat(self.best), s.splat(self.rate));
-        for (block, sum) in self.logits.chunks(BLOCK).zip(self.sums) {
-            let mut total = s.splat(0.0);
-            for part in block.chunks(LANES) {
-                let part = s.load_padded(part, f32::NEG_INFINITY);
-                total = s.add(total, exp(s, s.mul(s.sub(part, best), rate)));
+        let mut unread = 0.0;
+        let blocks = self.logits.chunks(LANES * BLOCK).zip(self.peaks.chunks(LANES)).zip(self.sums.chunks_mut(LANES));
+        for ((logits, peaks), sums) in blocks {
+            let peaks = s.load_padded(peaks, f32::NEG_INFINITY);
+            let most = s.lanes(s.mul(exp(s, s.mul(s.sub(peaks, best), rate)), s.splat(WHOLE)));
+            for ((block, most), sum) in logits.chunks(BLOCK).zip(most).zip(sums) {
+                if most <= self.least {
+                    unread += f64::from(most);
+                    continue;
+                }
+                let mut total = s.splat(0.0);
+                for part in block.chunks(LANES) {
+                    let part = s.load_padded(part, f32::NEG_INFINITY);
+                    total = s.add(total, exp(s, s.mul(s.sub(part, best), rate)));
+                }
+                *sum = s.sum(total);
             }
-            *sum = s.sum(total);
         }
+        unread
     }
 }
 
@@ -159,25 +177,38 @@ mod tests {
         let logits: Vec<f32> = (0..1000)
             .map(|i| if i % 97 == 5 { f32::NEG_INFINITY } else { ((i * 7919) % 1000) as f32 / 31.0 - 20.0 })
             .collect();
-        let best = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         for rate in [0.5, 1.0, 1.4285715, 30.0] {
             for n in [1, 15, 64, 65, 1000] {
-                let found = |isa| {
+                let (logits, mut peaks) = (&logits[..n], Vec::new());
+                let row = Row::of(logits, &mut peaks);
+                let best = row.top().unwrap();
+                let found = |isa, least| {
                     let mut sums = vec![9.0; 3];
-                    Weigher(isa).sums(&logits[..n], best, rate, &mut sums);
-                    sums
+                    let unread = Weigher(isa).sums(row, rate, least, &mut sums);
+                    (sums, unread)
                 };
-                let plain = found(Isa::Plain);
-                for isa in Isa::available() {
-                    assert_eq!(found(isa), plain, "{}", isa.name());
-                }
-                for (sum, block) in plain.iter().zip(logits[..n].chunks(BLOCK)) {
-                    let argument = |l: f32| (f64::from(l) - f64::from(best)) * f64::from(rate);
-                    let exact: f64 = block.iter().map(|&l| argument(l).exp()).sum();
+                let (plain, unread) = found(Isa::Plain, -1.0);
+                assert_eq!(unread, 0.0);
+                let argument = |l: f32| (f64::from(l) - f64::from(best)) * f64::from(rate);
+                let exact: Vec<f64> =
+                    logits.chunks(BLOCK).map(|block| block.iter().map(|&l| argument(l).exp()).sum()).collect();
+                for ((sum, exact), block) in plain.iter().zip(&exact).zip(logits.chunks(BLOCK)) {
                     let part = |l: f32| argument(l).exp() * (3.0 * argument(l).abs() / f64::from(1 << 24) + 3e-7);
                     let most: f64 = block.iter().filter(|l| l.is_finite()).map(|&l| part(l)).sum::<f64>()
                         + exact / f64::from(1 << 21);
                     assert!((f64::from(*sum) - exact).abs() <= most + 1e-36, "{sum} {exact} {most}");
+                }
+                for least in [-1.0, 1e-20, 1e-6, 1.0, 1e9] {
+                    let (sums, unread) = found(Isa::Plain, least);
+                    for isa in Isa::available() {
+                        assert_eq!(found(isa, least), (sums.clone(), unread), "{}", isa.name());
+                    }
+                    let mut missing = 0.0;
+                    for ((sum, whole), exact) in sums.iter().zip(&plain).zip(&exact) {
+                        assert!(sum == whole || (*sum == 0.0 && *exact <= f64::from(least)), "{sum} {whole}");
+                        missing += if sum == whole { 0.0 } else { *exact };
+                    }
+                    assert!(missing <= unread, "{missing} is missing, at most {unread} was said");
                 }
             }
         }
