@@ -456,31 +456,27 @@ mod tests {
             }
         }
 
-        /// What is not read at first weighs more together than anything else is off by, and decides just beside a border.
+        /// Two tokens among so many unlikely ones that these weigh more together than estimates are off by: they decide beside a border
+        /// of the two, though their blocks are not read at first.
         #[test]
         fn what_is_not_read_still_counts(
-            before in 0usize..300, after in 100usize..300, second in -2f32..0.0, little in -19.0f32..-18.7, off in -9i32..=9,
+            before in 0usize..300, after in 100usize..300, second in -2f32..0.0,
+            unlikely in -19.0f32..-18.7, beside in -9i32..=9,
         ) {
-            let blocks = |count: usize| vec![little; count * BLOCK];
+            let blocks = |count: usize| vec![unlikely; count * BLOCK];
             let likely = [&[0.0, second][..], &[f32::NEG_INFINITY; BLOCK - 2]].concat();
             let logits = [blocks(before), likely, blocks(after)].concat();
-            let mut peaks = Vec::new();
+            let (best, mut peaks) = ((before * BLOCK) as u32, Vec::new());
             let row = Row::of(&logits, &mut peaks);
-            let weight = |count: usize| (count * BLOCK) as f64 * f64::from(little).exp();
-            let (second, all) = (f64::from(second).exp(), weight(before + after));
-            let share = |weight: f64| weight / (1.0 + second + all) + f64::from(off) * 1e-6;
-            let mut room = Room::default();
-            for random in [weight(before), weight(before) + 1.0, weight(before) + 1.0 + second].map(share) {
-                let options = warm();
-                let random = random.clamp(0.0, 1.0 - f64::EPSILON);
-                if let Some(id) = room.draw(row, (before * BLOCK) as u32, &options, random) {
-                    prop_assert_eq!(id, simple::draw(&logits, (before * BLOCK) as u32, &options, random));
-                }
-            }
-            for top_p in [1.0, 1.0 + second].map(share) {
-                let options = SamplingOptions { top_p: (top_p as f32).min(1.0), ..warm() };
-                if let Some(id) = room.draw(row, (before * BLOCK) as u32, &options, 0.999_999) {
-                    prop_assert_eq!(id, simple::draw(&logits, (before * BLOCK) as u32, &options, 0.999_999));
+            let weight = |count: usize| (count * BLOCK) as f64 * f64::from(unlikely).exp();
+            let (start, second, all) = (weight(before), f64::from(second).exp(), weight(before + after));
+            let share = |weight: f64| (weight / (1.0 + second + all) + f64::from(beside) * 1e-6).clamp(1e-9, 1.0 - 1e-9);
+            let draws = [start, start + 1.0, start + 1.0 + second].map(|border| (1.0, share(border)));
+            let nuclei = [1.0, 1.0 + second].map(|border| (share(border) as f32, 0.999_999));
+            for (top_p, random) in draws.into_iter().chain(nuclei) {
+                let options = SamplingOptions { top_p, ..warm() };
+                if let Some(id) = Room::default().draw(row, best, &options, random) {
+                    prop_assert_eq!(id, simple::draw(&logits, best, &options, random));
                 }
             }
         }
