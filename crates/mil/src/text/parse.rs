@@ -174,7 +174,10 @@ impl<'a> Parser<'a> {
 
     fn program(&mut self) -> Result<Program> {
         self.need("program")?;
-        let spec_version = self.number()? as i32;
+        let version = self.number()?;
+        let Ok(spec_version) = i32::try_from(version) else {
+            return self.fail(format!("a specification version of {version}, expected 6 to 10"));
+        };
         self.need("default")?;
         let default_function = self.name()?;
         let multifunction = self.eat("multi");
@@ -627,4 +630,18 @@ fn push_element(dtype: Dtype, token: &str, i: usize, bytes: &mut Vec<u8>) -> Opt
         }
     }
     Some(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::text::parse;
+
+    /// A version that did not fit used to wrap, to a negative one that was printed and could not be read again.
+    #[test]
+    fn a_version_is_no_more_than_a_package_can_hold() {
+        let text = |version: &str| format!("program {version} default main single {{\n}}\n");
+        assert_eq!(parse(&text("2147483647")).unwrap().spec_version, i32::MAX);
+        let refused = parse(&text("2147483648")).unwrap_err().to_string();
+        assert!(refused.contains("version of 2147483648"), "{refused}");
+    }
 }
