@@ -1,8 +1,9 @@
 //! The [`simple`] draw without an exponential in double precision for each token of the vocabulary.
 //!
 //! Filters that leave few tokens need the weights of those few, and these are computed as `simple` does. Where the whole row counts
-//! (the share that a nucleus has to reach, a draw from all tokens), its sum is estimated in single precision, first without the
-//! blocks that by their peaks weigh next to nothing, and where that is too near to tell, by a short polynomial in double precision.
+//! (the share that a nucleus has to reach, a draw from all tokens), its sum is estimated, each time more closely where the last
+//! was too near to tell: in single precision without the blocks that by their peaks weigh next to nothing, in single precision with
+//! them, by a short polynomial in double precision.
 //! Estimates have bounds: **where one decides, `simple` decides the same; where none does, nothing is said**, and `simple` is asked.
 
 use std::cmp::Reverse;
@@ -55,7 +56,7 @@ impl Precision {
 #[derive(Clone, Copy)]
 struct Total {
     weight: f64,
-    /// How far a share of it, less the weight of any of its tokens, may be from the truth.
+    /// How far a share of it and the weight of some of its tokens, which are compared, may be off together.
     margin: f64,
 }
 
@@ -136,11 +137,11 @@ impl Room {
     /// The weight of the whole row, by its blocks, which are left in `sums`.
     fn total(&mut self, row: Row<'_>, best: u32, options: &SamplingOptions, precision: Precision) -> Total {
         let mut unread = 0.0;
-
         self.sums.clear();
         match precision {
             Precision::Brief | Precision::Single => {
-                let least = if let Precision::Brief = precision { LITTLE } else { -1.0 };
+                // A peak that counts for 0 has a block that does.
+                let least = if let Precision::Brief = precision { LITTLE } else { 0.0 };
                 unread = Weigher::default().sums(row, 1.0 / options.temperature, least, &mut self.singles);
                 self.sums.extend(self.singles.iter().map(|&sum| f64::from(sum)));
             }
@@ -150,7 +151,7 @@ impl Room {
             }
         }
         let weight = self.sums.iter().sum();
-        // The share may be higher by what was not read, or the tokens' weight.
+        // What was not read may belong to the tokens, or to the share and not to them.
         Total { weight, margin: unread + (weight + unread) * precision.margin() }
     }
 

@@ -198,7 +198,7 @@ mod tests {
                         + exact / f64::from(1 << 21);
                     assert!((f64::from(*sum) - exact).abs() <= most + 1e-36, "{sum} {exact} {most}");
                 }
-                for least in [-1.0, 1e-20, 1e-6, 1.0, 1e9] {
+                for least in [-1.0, 0.0, 1e-20, 1e-6, 1.0, 1e9] {
                     let (sums, unread) = found(Isa::Plain, least);
                     for isa in Isa::available() {
                         assert_eq!(found(isa, least), (sums.clone(), unread), "{}", isa.name());

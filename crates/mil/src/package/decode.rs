@@ -97,10 +97,8 @@ impl Decoder<'_> {
             };
             return Err(message.error(format!("the model is {what}, not an ML Program")));
         };
-        let spec_version = i32::try_from(version)
-            .ok()
-            .filter(|v| *v >= 0)
-            .ok_or_else(|| message.error(format!("specification version {version}, expected 6 to 10")))?;
+        let spec_version =
+            i32::try_from(version).map_err(|_| message.error(format!("specification version {version}")))?;
         let mut description = match description {
             Some(m) => self.description(m)?,
             None => Description::default(),
